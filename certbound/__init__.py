@@ -1,0 +1,86 @@
+"""certbound: analytic, certified and empirical robustness bounds of compressed neural networks, side by side.
+
+Public names are imported on first use, so that ``import certbound`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from certbound.attacks.apgd import AttackReport, attack
+    from certbound.bound import Bound, Claim, Result, compose, tightest
+    from certbound.comparison import Comparison, compare, compare_curve
+    from certbound.compressibility import dispersion, smallest_k, tail_ratio
+    from certbound.crown.margins import MarginReport, margins
+    from certbound.errors import (
+        CertboundError,
+        CertificateError,
+        ClaimMismatchError,
+        InputError,
+        LadderError,
+        MissingDependencyError,
+        UnsupportedLayerError,
+    )
+    from certbound.lipschitz.alignment import lipschitz_alignment
+    from certbound.lipschitz.patterns import lipschitz_patterns
+    from certbound.lipschitz.product import lipschitz_product
+    from certbound.lipschitz.sdp import lipschitz_sdp
+    from certbound.network import Affine, Ball, Flatten, Network, Normalise, ReLU, as_network
+    from certbound.norms.dense import (
+        frobenius_norm_upper,
+        inf_norm_upper,
+        spectral_norm_lower,
+        spectral_norm_upper,
+    )
+    from certbound.theorems.corollary33 import Corollary33Report, check_corollary33
+    from certbound.theorems.theorem31 import Theorem31Report, check_theorem31
+    from certbound.theorems.theorem32 import Theorem32Report, check_theorem32
+    from certbound.types import Quantity, Rigor, Sense, Status
+
+_HOMES = {
+    "certbound.attacks.apgd": ("AttackReport", "attack"),
+    "certbound.bound": ("Bound", "Claim", "Result", "compose", "tightest"),
+    "certbound.comparison": ("Comparison", "compare", "compare_curve"),
+    "certbound.compressibility": ("dispersion", "smallest_k", "tail_ratio"),
+    "certbound.crown.margins": ("MarginReport", "margins"),
+    "certbound.errors": (
+        "CertboundError",
+        "CertificateError",
+        "ClaimMismatchError",
+        "InputError",
+        "LadderError",
+        "MissingDependencyError",
+        "UnsupportedLayerError",
+    ),
+    "certbound.lipschitz.alignment": ("lipschitz_alignment",),
+    "certbound.lipschitz.patterns": ("lipschitz_patterns",),
+    "certbound.lipschitz.product": ("lipschitz_product",),
+    "certbound.lipschitz.sdp": ("lipschitz_sdp",),
+    "certbound.network": ("Affine", "Ball", "Flatten", "Network", "Normalise", "ReLU", "as_network"),
+    "certbound.norms.dense": ("frobenius_norm_upper", "inf_norm_upper", "spectral_norm_lower", "spectral_norm_upper"),
+    "certbound.theorems.corollary33": ("Corollary33Report", "check_corollary33"),
+    "certbound.theorems.theorem31": ("Theorem31Report", "check_theorem31"),
+    "certbound.theorems.theorem32": ("Theorem32Report", "check_theorem32"),
+    "certbound.types": ("Quantity", "Rigor", "Sense", "Status"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        value = getattr(import_module(_HOME_OF[name]), name)
+        globals()[name] = value
+        return value
+    if name in ("testing", "compress"):
+        return import_module(f"certbound.{name}")
+    raise AttributeError(f"module 'certbound' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME_OF])

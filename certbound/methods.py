@@ -1,0 +1,229 @@
+"""The methods that ``compare`` runs, each with what it can do and what it needs; found lazily.
+
+Three kinds: ``lipschitz`` methods give a constant for every margin ``f_j − f_y`` once per network; ``margins`` methods
+bound the margins on a ball of given radius; ``attack`` methods find perturbed points.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Literal, cast
+
+import numpy as np
+
+from certbound.arrays import F64
+from certbound.bound import Bound
+from certbound.lipschitz.patterns import pattern_maximum
+from certbound.lipschitz.sdp import margin_constants
+from certbound.lipschitz.sdp_cvxpy import CLARABEL_LIMIT, SCS_LIMIT, lmi_size
+from certbound.losses import class_head, class_logits, margins_of
+from certbound.robustness import Certified, Samples, gap_of_margins, gradient_constants, head_constants
+from certbound.theorems.theorem32 import encoder_bounds
+from certbound.types import Rigor, Sense, Status
+
+MAX_PATTERNS = 2**10
+"""Patterns enumerated per pair of layers inside ``compare``: a fraction of a second."""
+PATTERN_NEURONS = 12
+"""Hidden neurons up to which ``compare`` enumerates all patterns, for every margin."""
+
+Kind = Literal["lipschitz", "margins", "attack"]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One network, one sample set, one norm; what several methods share is computed once."""
+
+    samples: Samples
+    seed: int
+    deadline: float | None = None
+
+    def seconds_left(self) -> float | None:
+        """Seconds to the deadline; None without one."""
+        return None if self.deadline is None else self.deadline - time.perf_counter()
+
+    @cached_property
+    def encoder(self) -> tuple[dict[str, Bound], float]:
+        """The encoder's five Lipschitz bounds of Theorem 3.2, and the seconds they took together."""
+        start = time.perf_counter()
+        network = self.samples.network
+        bounds, _, _ = encoder_bounds(
+            network.chain.encoder, self.samples.norm, network.digest, max_patterns=MAX_PATTERNS
+        )
+        return bounds, time.perf_counter() - start
+
+
+@dataclass(frozen=True, eq=False)
+class Constants:
+    """Lipschitz constants of the margins, shape (classes, classes), on the stated side."""
+
+    values: F64
+    status: Status = Status.OK
+    seconds: float | None = None  # where several methods share one computation
+
+
+@dataclass(frozen=True, eq=False)
+class Attacked:
+    """What an attack found: margins and loss gaps at its points, in float64."""
+
+    margins: F64
+    loss_gap: F64
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method with what it can do.
+
+    ``sense``: the side of its loss gap or constant. ``packages``: what must be installed (any one of a tuple inside).
+    ``too_large``: a reason why the problem exceeds the method, or None. ``corollary``: the loss gap is Corollary 3.3's.
+    """
+
+    name: str
+    kind: Kind
+    sense: Sense
+    source: str
+    constants: Callable[[Problem], Constants] | None = None
+    certify: Callable[[Problem, float], Certified] | None = None
+    attack: Callable[[Problem, float], Attacked] | None = None
+    packages: tuple[tuple[str, ...], ...] = ()
+    install: str = ""
+    rigor: Rigor = Rigor.NUMERICAL
+    corollary: bool = False
+    too_large: Callable[[Problem], str | None] = lambda _: None
+
+    def missing(self) -> str | None:
+        """The command that installs what is missing, or None."""
+        present = all(any(find_spec(name) is not None for name in group) for group in self.packages)
+        return None if present else self.install
+
+
+def _encoder_method(name: str, source: str) -> Method:
+    def constants(problem: Problem) -> Constants:
+        bounds, seconds = problem.encoder
+        head = problem.samples.network.chain.head
+        return Constants(head_constants(bounds[name].value, head, problem.samples.norm), seconds=seconds)
+
+    return Method(name, "lipschitz", Sense.UPPER, source, constants=constants, corollary=True)
+
+
+def _recursion(problem: Problem) -> Constants:
+    values, status = margin_constants(problem.samples.network, problem.samples.norm, "closed-form")
+    return Constants(values, status)
+
+
+def _cvxpy(problem: Problem) -> Constants:
+    values, status = margin_constants(
+        problem.samples.network, problem.samples.norm, "cvxpy", problem.seconds_left()
+    )
+    return Constants(values, status)
+
+
+def _cvxpy_too_large(problem: Problem) -> str | None:
+    chain = problem.samples.network.chain
+    if not chain.encoder:
+        return None
+    size = lmi_size(chain.encoder, problem.samples.norm)
+    pairs = math.comb(len(class_head(chain.head)), 2)
+    # one SDP a margin: a large LMI is affordable for a few margins only
+    limit = SCS_LIMIT if pairs <= 3 else CLARABEL_LIMIT
+    return None if size <= limit else f"an LMI of {size} rows, {pairs} margins (limit {limit})"
+
+
+def _patterns(problem: Problem) -> Constants:
+    chain, norm = problem.samples.network.chain, problem.samples.norm
+    rows = class_head(chain.head)
+    values = np.zeros((len(rows), len(rows)))
+    for y in range(len(rows)):
+        for j in range(y):
+            values[j, y] = values[y, j] = pattern_maximum(chain.encoder, (rows[j] - rows[y])[None], norm)
+    return Constants(values)
+
+
+def _patterns_too_large(problem: Problem) -> str | None:
+    hidden = sum(w.shape[0] for w in problem.samples.network.chain.encoder)
+    return None if hidden <= PATTERN_NEURONS else f"{hidden} hidden neurons (limit {PATTERN_NEURONS})"
+
+
+def _gradient(problem: Problem) -> Constants:
+    return Constants(gradient_constants(problem.samples))
+
+
+def _margins_by(method: str) -> Callable[[Problem, float], Certified]:
+    def certify(problem: Problem, delta: float) -> Certified:
+        from certbound.crown.margins import margins
+
+        s = problem.samples
+        report = margins(s.network, s.x, s.y, delta=delta, norm=s.norm, method=method, clip=s.clip)
+        return Certified(report.lower, gap_of_margins(s, report.lower))
+
+    return certify
+
+
+def _apgd(problem: Problem, delta: float) -> Attacked:
+    from certbound.attacks.apgd import attack
+
+    s = problem.samples
+    found = attack(s.network, s.x, s.y, delta=delta, norm=s.norm, method="apgd-ce", seed=problem.seed)
+    logits = class_logits(s.network.forward(found.x_adv))
+    return Attacked(margins_of(logits, s.y), cast("F64", found.per_sample_gap))
+
+
+_PAPER = "Barsbey et al., ICLR 2026, Corollary 3.3 with "
+_LIRPA = (("auto_LiRPA",), ("torch",))
+_CROWN_INSTALL = "pip install 'certbound[crown]' && pip install --no-deps auto-lirpa==0.3"
+
+METHODS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        Method(
+            "apgd-ce", "attack", Sense.LOWER, "AutoPGD, cross-entropy (Croce & Hein, ICML 2020)", attack=_apgd,
+            packages=(("torch",), ("autoattack", "pyautoattack")), install="pip install 'certbound[attack]'",
+        ),
+        Method("gradient", "lipschitz", Sense.LOWER, "margin gradients at the samples", constants=_gradient),
+        _encoder_method("printed", _PAPER + "Theorem 3.1 as printed"),
+        _encoder_method("derived", _PAPER + "Theorem 3.1, derived form"),
+        _encoder_method("sharp", _PAPER + "Theorem 3.1, sharp form"),
+        _encoder_method("product", _PAPER + "the product of norms"),
+        _encoder_method("cover", _PAPER + "the alignment cover of Theorem 3.2"),
+        Method(
+            "patterns", "lipschitz", Sense.UPPER, "all 0/1 activation patterns", constants=_patterns,
+            too_large=_patterns_too_large,
+        ),
+        Method(
+            "recursion", "lipschitz", Sense.UPPER, "LipSDP-neuron, closed-form feasible point", constants=_recursion
+        ),
+        Method(
+            "sdp-cvxpy", "lipschitz", Sense.UPPER, "LipSDP-neuron by cvxpy, repaired", constants=_cvxpy,
+            packages=(("cvxpy",),), install="pip install 'certbound[sdp]'", too_large=_cvxpy_too_large,
+        ),
+        Method(
+            "IBP", "margins", Sense.UPPER, "interval bound propagation (auto_LiRPA)", certify=_margins_by("IBP"),
+            packages=_LIRPA, install=_CROWN_INSTALL,
+        ),
+        Method(
+            "CROWN", "margins", Sense.UPPER, "CROWN (auto_LiRPA)", certify=_margins_by("CROWN"),
+            packages=_LIRPA, install=_CROWN_INSTALL,
+        ),
+    )
+}
+"""Every method, by name, in the order of the tables."""
+
+LADDER: tuple[tuple[str, str], ...] = (
+    ("patterns", "sdp-cvxpy"),
+    ("patterns", "recursion"),
+    ("patterns", "cover"),
+    ("patterns", "product"),
+    ("sdp-cvxpy", "recursion"),
+    ("recursion", "product"),
+    ("cover", "product"),
+    ("cover", "sharp"),
+    ("sharp", "derived"),
+    ("derived", "printed"),
+)
+"""Pairs of methods whose margin constants are ordered, entry by entry (theory, section 8)."""
+
+__all__ = ["LADDER", "METHODS", "Attacked", "Constants", "Method", "Problem"]

@@ -1,0 +1,323 @@
+"""The network IR: an immutable float64 chain of Affine, ReLU, Flatten and Normalise.
+
+What is not in this list is refused at import, never ignored: a bound on a network that is not the
+user's network is worse than none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from certbound.arrays import F64, as_float64, as_matrix, digest, frozen, is_torch
+from certbound.errors import InputError, UnsupportedLayerError
+from certbound.types import GLOBAL, norm_name, parse_delta, parse_norm
+
+__all__ = ["GLOBAL", "Affine", "Ball", "Chain", "Flatten", "Layer", "Network", "Normalise", "ReLU", "as_network"]
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """``x ↦ W x + b`` on flat input; ``weight`` has shape (outputs, inputs)."""
+
+    weight: F64
+    bias: F64 | None = None
+
+    def __post_init__(self) -> None:
+        weight = frozen(as_matrix(self.weight, "weight"))
+        object.__setattr__(self, "weight", weight)
+        if self.bias is not None:
+            bias = as_float64(self.bias, "bias")
+            if bias.shape != (weight.shape[0],):
+                raise InputError(
+                    "bias",
+                    got=f"shape {bias.shape}",
+                    needed=f"({weight.shape[0]},), one number per output",
+                    fix="check which layer the bias belongs to",
+                )
+            object.__setattr__(self, "bias", frozen(bias))
+
+
+@dataclass(frozen=True)
+class ReLU:
+    """``x ↦ max(x, 0)``, elementwise: 1-Lipschitz, slope in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """All axes but the batch become one (row-major)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Normalise:
+    """``x ↦ (x − mean) / std``; ``mean``, ``std``: one number, one per channel (axis 0), or one per input."""
+
+    mean: F64
+    std: F64
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            array = np.atleast_1d(as_float64(getattr(self, name), name))
+            object.__setattr__(self, name, frozen(array))
+        if np.any(self.std <= 0):
+            raise InputError(
+                "std", got=f"{self.std.min()}", needed="numbers > 0", fix="drop constant features or set their std to 1"
+            )
+
+    def per_input(self, shape: tuple[int, ...] | None, n_inputs: int) -> tuple[F64, F64]:
+        """Mean and std as flat vectors, one entry per input, for input of the given shape."""
+        return _spread(self.mean, shape, n_inputs, "mean"), _spread(self.std, shape, n_inputs, "std")
+
+
+def _spread(values: F64, shape: tuple[int, ...] | None, n: int, name: str) -> F64:
+    flat = values.reshape(-1)
+    if flat.size == 1:
+        return np.full(n, flat[0])
+    # With an image shape known, C numbers mean one per channel; C numbers for C flat inputs, one each.
+    if shape is not None and len(shape) > 1 and flat.size == shape[0]:
+        return np.repeat(flat, math.prod(shape[1:]))
+    if flat.size == n:
+        return flat.copy()
+    raise InputError(
+        name,
+        got=f"{flat.size} values for {n} inputs of shape {shape}",
+        needed="one value, one per channel of input_shape, or one per input",
+        fix="pass input_shape=(channels, height, width) when importing the model",
+    )
+
+
+Layer = Affine | ReLU | Flatten | Normalise
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Canonical form: affine maps with a ReLU between each two (and after the last if ``final_relu``).
+
+    ``weights[i]`` has shape (outputs, inputs), first layer first. Normalisation is folded into the
+    affine map after it and consecutive affine maps are multiplied, in float64.
+    """
+
+    weights: tuple[F64, ...]
+    biases: tuple[F64, ...]
+    final_relu: bool
+
+    @property
+    def encoder(self) -> tuple[F64, ...]:
+        """All weights but the last."""
+        return self.weights[:-1]
+
+    @property
+    def head(self) -> F64:
+        """The last weight matrix."""
+        return self.weights[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """An immutable float64 network.
+
+    Parameters
+    ----------
+    layers : Affine, ReLU, Flatten, Normalise, in order of application.
+    input_shape : shape of one input, needed only when normalisation is per channel.
+
+    Raises
+    ------
+    InputError : no affine layer, widths that do not chain, a shape that does not fit.
+
+    >>> net = Network.from_weights([[[1.0, -1.0]], [[2.0]]])
+    >>> net.forward([[3.0, 1.0]])
+    array([[4.]])
+    """
+
+    layers: tuple[Layer, ...]
+    input_shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if self.input_shape is not None:
+            object.__setattr__(self, "input_shape", tuple(int(s) for s in self.input_shape))
+        width: int | None = None
+        seen_affine = False
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer, Affine):
+                if width is not None and layer.weight.shape[1] != width:
+                    raise InputError(
+                        f"layers[{i}]",
+                        got=f"a weight with {layer.weight.shape[1]} inputs after {width} outputs",
+                        needed=f"{width} inputs",
+                        fix="pass weights first layer first, each of shape (outputs, inputs)",
+                    )
+                width, seen_affine = layer.weight.shape[0], True
+            elif not isinstance(layer, (ReLU, Flatten, Normalise)):
+                raise UnsupportedLayerError(
+                    f"layers[{i}]",
+                    got=f"a {type(layer).__name__}",
+                    needed="Affine, ReLU, Flatten or Normalise",
+                    fix="rewrite the network with these layers",
+                )
+        if not seen_affine:
+            raise InputError("layers", got="no Affine layer", needed="at least one", fix="add the network's weights")
+        if self.input_shape is not None and math.prod(self.input_shape) != self.n_inputs:
+            raise InputError(
+                "input_shape",
+                got=f"{self.input_shape} ({math.prod(self.input_shape)} numbers)",
+                needed=f"a shape of {self.n_inputs} numbers",
+                fix="leave out the batch axis",
+            )
+        _ = self.chain  # folds the normalisation now, so that a bad one is refused here
+
+    @classmethod
+    def from_weights(
+        cls, weights: Sequence[object], biases: Sequence[object | None] | None = None
+    ) -> Network:
+        """ReLU network with a ReLU between each two matrices, none after the last; bias-free by default."""
+        if is_torch(weights, "Tensor") or isinstance(weights, np.ndarray) or not hasattr(weights, "__len__"):
+            raise InputError(
+                "weights",
+                got=f"a {type(weights).__name__}",
+                needed="a list of weight matrices, first layer first",
+                fix="wrap a single matrix in a list",
+            )
+        matrices = [as_matrix(w, f"weights[{i}]") for i, w in enumerate(weights)]
+        if biases is None:
+            # an nn.Linear in the list brings its own bias: ignoring it would be another network
+            biases = [w.bias if is_torch(w, "Linear") else None for w in weights]  # type: ignore[attr-defined]
+        if len(biases) != len(matrices):
+            raise InputError(
+                "biases", got=f"{len(biases)}", needed=f"{len(matrices)}, one per weight", fix="use None for none"
+            )
+        layers: list[Layer] = []
+        for i, (w, b) in enumerate(zip(matrices, biases, strict=True)):
+            if i:
+                layers.append(ReLU())
+            layers.append(Affine(w, None if b is None else as_float64(b, f"biases[{i}]")))
+        return cls(tuple(layers))
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of inputs of one sample."""
+        return next(x.weight.shape[1] for x in self.layers if isinstance(x, Affine))
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs of one sample."""
+        return next(x.weight.shape[0] for x in reversed(self.layers) if isinstance(x, Affine))
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of layers and weights: what a claim on this network names as its subject."""
+        parts: list[F64] = []
+        for layer in self.layers:
+            parts.append(np.array([float("ARFN".index(type(layer).__name__[0]))]))
+            if isinstance(layer, Affine):
+                parts += [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+            elif isinstance(layer, Normalise):
+                parts += [layer.mean, layer.std]
+        return digest(*parts)
+
+    @cached_property
+    def chain(self) -> Chain:
+        """The canonical chain of affine maps with ReLUs between."""
+        weights: list[F64] = []
+        biases: list[F64] = []
+        n = self.n_inputs
+        w: F64 | None = None  # the affine map being collected since the last ReLU; None: identity
+        b: F64 = np.zeros(n)
+        final_relu = False
+        shape: tuple[int, ...] | None = self.input_shape
+        for layer in self.layers:
+            if isinstance(layer, Affine):
+                bias = 0.0 if layer.bias is None else layer.bias
+                b = layer.weight @ b + bias
+                w = layer.weight.copy() if w is None else layer.weight @ w
+                n, shape, final_relu = layer.weight.shape[0], None, False
+            elif isinstance(layer, Normalise):
+                mean, std = layer.per_input(shape, n)
+                w = np.diag(1.0 / std) if w is None else w / std[:, None]
+                b = (b - mean) / std
+                final_relu = False
+            elif isinstance(layer, Flatten):
+                shape = None
+            else:
+                if final_relu:
+                    continue  # ReLU after ReLU is the identity
+                weights.append(np.eye(n) if w is None else w)
+                biases.append(b)
+                w, b, final_relu = None, np.zeros(n), True
+        if w is not None:
+            weights.append(w)
+            biases.append(b)
+        return Chain(tuple(frozen(x) for x in weights), tuple(frozen(x) for x in biases), final_relu)
+
+    def forward(self, x: object) -> F64:
+        """Outputs in float64, shape (samples, outputs); input of any shape (samples, …)."""
+        h = self.flat_inputs(x)
+        chain = self.chain
+        last = len(chain.weights) - 1
+        for i, (w, b) in enumerate(zip(chain.weights, chain.biases, strict=True)):
+            h = h @ w.T + b
+            if i < last or chain.final_relu:
+                h = np.maximum(h, 0.0)
+        return h
+
+    def flat_inputs(self, x: object, name: str = "x") -> F64:
+        """Check a batch of inputs and flatten it to (samples, inputs)."""
+        array = as_float64(x, name)
+        if array.ndim < 2 or array.shape[0] == 0 or math.prod(array.shape[1:]) != self.n_inputs:
+            raise InputError(
+                name,
+                got=f"shape {array.shape}",
+                needed=f"(samples, …) with {self.n_inputs} numbers per sample and at least one sample",
+                fix="add a batch axis with x[None]" if array.size == self.n_inputs else "check the model's input size",
+            )
+        return array.reshape(array.shape[0], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Ball:
+    """The inputs within ``radius`` of ``center`` in the given norm.
+
+    >>> Ball([0.0, 0.0], 0.1, "inf").norm
+    inf
+    """
+
+    center: F64
+    radius: float
+    norm: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "center", frozen(as_float64(self.center, "center")))
+        object.__setattr__(self, "radius", parse_delta(self.radius, "radius"))
+        object.__setattr__(self, "norm", parse_norm(self.norm))
+
+    def __str__(self) -> str:
+        return f"ball of radius {self.radius:g}, norm {norm_name(self.norm)}, center {digest(self.center)}"
+
+
+def as_network(model: object, *, input_shape: tuple[int, ...] | None = None) -> Network:
+    """Read an ``nn.Module``, a Network, or a list of weight matrices (bias-free ReLU net).
+
+    Raises
+    ------
+    UnsupportedLayerError : a layer outside the IR, named with its path in the module.
+    InputError : anything that is no network.
+    """
+    if isinstance(model, Network):
+        return model
+    if is_torch(model, "Module"):
+        from certbound.io.torch_module import from_module
+
+        return from_module(model, input_shape=input_shape)
+    if isinstance(model, (list, tuple)):
+        return Network.from_weights(model)
+    raise InputError(
+        "model",
+        got=f"a {type(model).__name__}",
+        needed="an nn.Module, a certbound Network, or a list of weight matrices",
+        fix="wrap a single matrix in a list",
+    )

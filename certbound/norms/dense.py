@@ -1,0 +1,140 @@
+"""Norms of one dense matrix of shape (m outputs, n inputs), as bounds and as plain floats.
+
+``‖W‖_2 = σ_1``, ``‖W‖_∞`` = largest row ℓ1 norm, ``‖W‖_1`` = largest column ℓ1 norm, ``‖W‖_F``.
+All are computed on W divided by a power of two (exact), so entries of 1e±300 neither overflow nor vanish.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+
+from certbound.arrays import F64, as_matrix, digest, power_of_two_scale
+from certbound.bound import Bound, Claim
+from certbound.errors import InputError
+from certbound.types import Quantity, Rigor, Sense
+
+
+def rescale(value: float, scale: float, sense: Sense) -> float:
+    """``value · scale``, never rounded to the wrong side by under- or overflow.
+
+    >>> rescale(1.5, 5e-324, Sense.UPPER) == 2 * 5e-324, rescale(1.5, 5e-324, Sense.LOWER) == 5e-324
+    (True, True)
+    """
+    product = value * scale
+    if sense is Sense.UPPER:
+        if 0 < value and product < sys.float_info.min and product / scale < value:
+            return math.nextafter(product, math.inf)
+        return product
+    if product == math.inf:
+        return sys.float_info.max
+    if product < sys.float_info.min and product / scale > value:
+        return math.nextafter(product, 0.0)
+    return product
+
+
+def singular_values(W: F64) -> tuple[F64, float]:
+    """Singular values of ``W / scale``, decreasing, and the power-of-two ``scale``."""
+    scale = power_of_two_scale(W)
+    values: F64 = np.linalg.svd(W / scale, compute_uv=False)
+    return values, scale
+
+
+def spectral_norm(W: F64) -> float:
+    """σ_1 by SVD (numerical)."""
+    values, scale = singular_values(W)
+    return rescale(float(values[0]), scale, Sense.UPPER)
+
+
+def inf_norm(W: F64) -> float:
+    """Largest row ℓ1 norm (numerical)."""
+    scale = power_of_two_scale(W)
+    return rescale(float(np.abs(W / scale).sum(axis=1).max()), scale, Sense.UPPER)
+
+
+def frobenius_norm(W: F64) -> float:
+    """``sqrt(Σ w_ij²)`` (numerical)."""
+    scale = power_of_two_scale(W)
+    return rescale(float(np.linalg.norm(W / scale)), scale, Sense.UPPER)
+
+
+def induced_norm(W: F64, norm: float) -> float:
+    """The operator norm from norm to norm, norm in {2, ∞} (numerical)."""
+    return inf_norm(W) if math.isinf(norm) else spectral_norm(W)
+
+
+def row_dual_norms(rows: F64, norm: float) -> F64:
+    """Dual norm of each row: ``‖c‖_1`` for attacks in ℓ∞, ``‖c‖_2`` for ℓ2.
+
+    ``|c·(u − v)| <= ‖c‖_{p*} ‖u − v‖_p`` (Hölder).
+
+    >>> row_dual_norms(np.array([[3.0, -4.0]]), math.inf).tolist(), row_dual_norms(np.array([[3.0, -4.0]]), 2.0).tolist()
+    ([7.0], [5.0])
+    """
+    result: F64 = np.linalg.norm(rows, ord=1 if math.isinf(norm) else 2, axis=1)
+    return result
+
+
+def check_rigor(rigor: Rigor | str) -> Rigor:
+    """Only what is built may be asked for; a word is never given for less."""
+    word = Rigor.parse(rigor)
+    if word is not Rigor.NUMERICAL:
+        raise InputError(
+            "rigor",
+            got=f"'{word}'",
+            needed="'numerical'",
+            fix="verified linear algebra is not part of this version; numerical bounds do not account for rounding",
+        )
+    return word
+
+
+def _norm_bound(W: object, quantity: Quantity, norm: float | None, sense: Sense, rigor: Rigor | str) -> Bound:
+    matrix = as_matrix(W)
+    word = check_rigor(rigor)
+    if quantity is Quantity.FROBENIUS_NORM:
+        value, method = frobenius_norm(matrix), "sum of squares"
+    elif norm == 2.0:
+        value, method = spectral_norm(matrix), "largest singular value (LAPACK)"
+    else:
+        value, method = inf_norm(matrix), "largest row sum"
+    if sense is Sense.LOWER:
+        value = min(value, sys.float_info.max)
+    return Bound(value, Claim(quantity, norm, norm, subject=digest(matrix)), sense, word, method, "definition")
+
+
+def spectral_norm_upper(W: object, rigor: Rigor | str = Rigor.NUMERICAL) -> Bound:
+    """Upper bound of ``‖W‖_2 = σ_1``; raises InputError for anything that is no finite real matrix.
+
+    >>> spectral_norm_upper([[3.0, 0.0], [0.0, 4.0]]).value
+    4.0
+    """
+    return _norm_bound(W, Quantity.OPERATOR_NORM, 2.0, Sense.UPPER, rigor)
+
+
+def spectral_norm_lower(W: object, rigor: Rigor | str = Rigor.NUMERICAL) -> Bound:
+    """Lower bound of ``‖W‖_2 = σ_1``.
+
+    >>> spectral_norm_lower([[3.0, 0.0], [0.0, 4.0]]).value
+    4.0
+    """
+    return _norm_bound(W, Quantity.OPERATOR_NORM, 2.0, Sense.LOWER, rigor)
+
+
+def inf_norm_upper(W: object, rigor: Rigor | str = Rigor.NUMERICAL) -> Bound:
+    """Upper bound of ``‖W‖_∞ = max_i Σ_j |w_ij|``.
+
+    >>> inf_norm_upper([[1.0, -2.0], [0.5, 0.0]]).value
+    3.0
+    """
+    return _norm_bound(W, Quantity.OPERATOR_NORM, math.inf, Sense.UPPER, rigor)
+
+
+def frobenius_norm_upper(W: object, rigor: Rigor | str = Rigor.NUMERICAL) -> Bound:
+    """Upper bound of ``‖W‖_F``.
+
+    >>> frobenius_norm_upper([[3.0, 4.0]]).value
+    5.0
+    """
+    return _norm_bound(W, Quantity.FROBENIUS_NORM, None, Sense.UPPER, rigor)

@@ -1,0 +1,148 @@
+"""From Lipschitz constants of margins to what they certify on samples: margins, loss gaps, accuracy.
+
+If every margin ``f_y − f_j`` has Lipschitz constant ``L_jy`` (input norm p), then for ``‖a‖_p <= δ``
+``(f_y − f_j)(x + a) >= (f_y − f_j)(x) − δ L_jy``. The cross-entropy is ``log(1 + Σ_{j≠y} exp(−margin_j))``, which falls
+in every margin, so margin bounds bound the loss; and ``loss(x + a) − loss(x) <= δ max_j L_jy`` (log-sum-exp is
+1-Lipschitz in the ∞-norm of the margins), which is Corollary 3.3 with ``L_jy = L̂ ‖C_j − C_y‖_{p*}``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from certbound.arrays import F64, I64, digest
+from certbound.bound import multiply_up
+from certbound.losses import class_head, class_logits, cross_entropy, loss_of_margins, margins_of, perturbation_domain
+from certbound.network import Network
+from certbound.norms.dense import row_dual_norms
+
+Clip = tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Labelled samples of one network with their clean margins and losses, and the norm of the attack."""
+
+    network: Network
+    x: F64
+    y: I64
+    norm: float
+    clip: Clip | None
+    margins: F64
+    loss: F64
+
+    @classmethod
+    def of(cls, network: Network, x: F64, y: I64, norm: float, clip: Clip | None) -> Samples:
+        """Evaluate the network on flat inputs, shape (samples, inputs)."""
+        logits = class_logits(network.forward(x))
+        return cls(network, x, y, norm, clip, margins_of(logits, y), cross_entropy(logits, y))
+
+    def domain(self, delta: float) -> str:
+        """The domain of claims about perturbations up to δ."""
+        return perturbation_domain(self.x, self.y, delta, self.norm, self.clip)
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of samples whose every margin is > 0 (a tie counts as an error)."""
+        return float(np.mean(np.all(self.margins > 0, axis=1)))
+
+    @property
+    def digest(self) -> str:
+        """Digest of inputs and labels."""
+        return digest(self.x, self.y)
+
+
+@dataclass(frozen=True, eq=False)
+class Certified:
+    """What one method proves on the samples at one δ.
+
+    ``margins``: (samples, classes), lower bounds of ``f_y − f_j`` on the ball, +∞ at j = y;
+    ``loss_gap``: (samples,), upper bounds of ``max_a loss(x + a) − loss(x)``.
+    """
+
+    margins: F64
+    loss_gap: F64
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Samples certified against every perturbation."""
+        return np.all(self.margins > 0, axis=1)
+
+
+def head_constants(encoder: float, head: F64, norm: float) -> F64:
+    """``L_jy = L · ‖C_j − C_y‖_{p*}`` for an encoder constant L; rows of a one-row head are (0, C).
+
+    >>> head_constants(2.0, np.array([[1.0, 0.0], [0.0, 1.0]]), math.inf).round(9).tolist()  # ‖(1, −1)‖_1 = 2
+    [[0.0, 4.0], [4.0, 0.0]]
+    """
+    rows = class_head(head)
+    n = len(rows)
+    constants = np.zeros((n, n))
+    for y in range(n):
+        for j in range(y):
+            difference = rows[j] - rows[y]
+            scale = float(np.max(np.abs(difference), initial=0.0)) or 1.0
+            size = multiply_up(float(row_dual_norms((difference / scale)[None], norm)[0]), scale)
+            constants[j, y] = constants[y, j] = multiply_up(encoder, size)
+    return constants
+
+
+def scaled(constants: F64, delta: float) -> F64:
+    """``δ L`` with 0 · ∞ = 0: no perturbation, no change."""
+    return np.zeros_like(constants) if delta == 0 else constants * delta
+
+
+def certify_by_constants(samples: Samples, constants: F64, delta: float, *, corollary: bool) -> Certified:
+    """Margins and loss gaps from Lipschitz constants of the margins, shape (classes, classes).
+
+    ``corollary=True`` takes the gap of Corollary 3.3, ``δ max_{j≠y} L_jy``; otherwise the loss at the margin bounds,
+    which is never larger.
+    """
+    loss_of = scaled(constants, delta)[:, samples.y].T  # (samples, classes): δ L_jy for each j
+    with np.errstate(invalid="ignore"):
+        margins = samples.margins - loss_of
+    rows = np.arange(len(samples.y))
+    margins[rows, samples.y] = math.inf
+    gap = np.max(loss_of, axis=1)
+    if not corollary:
+        gap = np.minimum(gap, gap_of_margins(samples, margins))
+    return Certified(margins, gap)
+
+
+def gap_of_margins(samples: Samples, margins: F64) -> F64:
+    """Loss at the margin bounds less the clean loss: an upper bound of the loss gap, at least 0."""
+    gap: F64 = np.maximum(loss_of_margins(margins) - samples.loss, 0.0)
+    return gap
+
+
+def gradient_constants(samples: Samples) -> F64:
+    """Largest dual norm of ``∇(f_j − f_y)`` over the samples, for every pair: LOWER bounds of the margin constants.
+
+    Samples at which some pre-activation is exactly 0 are left out: at a kink a 0/1 pattern may belong to no
+    neighbourhood, and its Jacobian can exceed the true constant.
+    """
+    chain = samples.network.chain
+    rows = class_head(chain.head)
+    n = len(rows)
+    best = np.zeros((n, n))
+    for x in samples.x:
+        h, smooth = x, True
+        actives: list[F64] = []
+        for w, b in zip(chain.encoder, chain.biases[:-1], strict=True):
+            z = w @ h + b
+            smooth = smooth and bool(np.all(z != 0.0))
+            actives.append((z > 0).astype(np.float64))
+            h = np.maximum(z, 0.0)
+        if not smooth:
+            continue
+        jacobian = rows
+        for w, active in zip(reversed(chain.encoder), reversed(actives), strict=True):
+            jacobian = (jacobian * active) @ w
+        for y in range(n):
+            norms = row_dual_norms(jacobian - jacobian[y], samples.norm)
+            best[y] = np.maximum(best[y], norms)
+    return np.maximum(best, best.T)
