@@ -38,7 +38,8 @@ def _from_tensor(value: Any, name: str) -> Any:
     if value.is_quantized:
         value = value.dequantize()
     # bfloat16 has no numpy dtype; every torch float but float64 fits into float64 exactly.
-    return value.detach().to(device="cpu", dtype=torch.float64 if value.is_floating_point() else value.dtype).numpy()
+    value = value.detach().resolve_neg()
+    return value.to(device="cpu", dtype=torch.float64 if value.is_floating_point() else value.dtype).numpy()
 
 
 def _dtype_error(name: str, got: str) -> InputError:
@@ -61,13 +62,14 @@ def as_float64(value: object, name: str) -> F64:
     """
     if is_torch(value, "Tensor"):
         value = _from_tensor(value, name)
-    if isinstance(value, np.ma.MaskedArray):
+    rows = value if isinstance(value, (list, tuple)) else ()
+    if isinstance(value, np.ma.MaskedArray) or any(isinstance(row, np.ma.MaskedArray) for row in rows):
         raise InputError(
             name, got="a masked array", needed="plain numbers", fix="call .filled(0) or whatever the mask means"
         )
     try:
         raw = np.asarray(value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: a list of tensors that require grad
         raise InputError(
             name, got=f"{type(value).__name__} ({error})", needed="a rectangular array of numbers", fix="check its rows"
         ) from error
@@ -76,18 +78,24 @@ def as_float64(value: object, name: str) -> F64:
             converted = raw.astype(np.float64)
         except (TypeError, ValueError) as error:
             raise _dtype_error(name, "object") from error
+        except OverflowError:
+            converted = np.full(raw.shape, np.nan)  # equal to nothing: refused below
         if not bool(np.all(converted == raw)):
             raise InputError(
-                name, got="numbers that float64 cannot hold exactly", needed="float64 numbers",
+                name,
+                got="numbers that float64 cannot hold exactly",
+                needed="float64 numbers",
                 fix="round them yourself and state it",
             )
         raw = converted
     if raw.dtype.kind not in "fiub":
         raise _dtype_error(name, str(raw.dtype))
-    array = np.array(raw, dtype=np.float64, order="C")
-    if raw.dtype.kind in "iu" or raw.dtype.itemsize > 8:
+    with np.errstate(over="ignore"):
+        array = np.array(raw, dtype=np.float64, order="C")
+    if raw.dtype.kind in "iu" or (raw.dtype.itemsize > 8 and bool(np.all(np.isfinite(raw)))):
         # compare in the wider type: int64 and longdouble hold values that float64 rounds
-        back = array.astype(raw.dtype) if np.all(np.isfinite(array)) else None
+        with np.errstate(invalid="ignore"):
+            back = array.astype(raw.dtype) if np.all(np.isfinite(array)) else None
         inside = back is not None and (raw.dtype.kind == "f" or bool(np.all(np.abs(array) < 2.0**63)))
         if not inside or not bool(np.all(back == raw)):
             raise InputError(
@@ -142,7 +150,8 @@ def as_labels(y: object, n: int, n_classes: int | None = None, name: str = "y") 
     array = as_float64(y, name)
     if array.ndim != 1 or len(array) != n:
         raise InputError(name, got=f"shape {array.shape}", needed=f"({n},) class indices", fix="one label per sample")
-    labels = array.astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        labels = array.astype(np.int64)
     upper = "C-1" if n_classes is None else str(n_classes - 1)
     if np.any(labels != array) or np.any(labels < 0) or (n_classes is not None and np.any(labels >= n_classes)):
         raise InputError(

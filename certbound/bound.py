@@ -221,9 +221,7 @@ class Result:
             "status": self.status.name,
             "status_sentence": self.status.sentence,
             "seconds": self.seconds,
-            "stats": {
-                k: v if isinstance(v, str) else text.json_number(v) for k, v in self.stats
-            },
+            "stats": {k: v if isinstance(v, str) else text.json_number(v) for k, v in self.stats},
         }
 
 
@@ -324,8 +322,6 @@ def tightest(bounds: Iterable[Bound]) -> Bound:
                 fix="leave heuristic numbers out: they may be on the wrong side",
             )
         if b.claim != every[0].claim or b.sense is not every[0].sense:
-            raise ClaimMismatchError(
-                f"different claims: '{every[0].sense} {every[0].claim}' and '{b.sense} {b.claim}'"
-            )
+            raise ClaimMismatchError(f"different claims: '{every[0].sense} {every[0].claim}' and '{b.sense} {b.claim}'")
     sign = 1.0 if every[0].sense is Sense.UPPER else -1.0
     return min(every, key=lambda b: (sign * b.value, -b.rigor))

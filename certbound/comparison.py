@@ -153,7 +153,7 @@ class Comparison:
 
 
 def _cell(row: Row | None) -> str:
-    if row is None or row.bound.vacuous and row.status is not Status.OK:
+    if row is None or (row.bound.vacuous and row.status is not Status.OK):
         return "-"
     return f"{'<=' if row.sense is Sense.UPPER else '>='} {text.number(row.value)}"
 
@@ -198,7 +198,11 @@ def ladder_links(
             links.append(_link(f"{attack} <= {name} (loss gap of each sample)", found.loss_gap, proof.loss_gap))
             finite = np.isfinite(found.margins)  # +∞ stands at the sample's own class
             links.append(
-                _link(f"{name} <= {attack} (margin of each sample and class)", proof.margins[finite], found.margins[finite])
+                _link(
+                    f"{name} <= {attack} (margin of each sample and class)",
+                    proof.margins[finite],
+                    found.margins[finite],
+                )
             )
     return tuple(links)
 
@@ -300,7 +304,15 @@ def compare(
     UnsupportedLayerError : a layer that is not modelled.
     """
     return compare_curve(
-        model, x, y, deltas=[delta], norm=norm, methods=methods, n_samples=n_samples, time_limit=time_limit, seed=seed,
+        model,
+        x,
+        y,
+        deltas=[delta],
+        norm=norm,
+        methods=methods,
+        n_samples=n_samples,
+        time_limit=time_limit,
+        seed=seed,
         progress=progress,
     )[0]
 
@@ -434,7 +446,9 @@ def _rows(
         return rows
     if method.sense is Sense.UPPER:
         rows.append(row(Quantity.LOSS_GAP, None if proof is None else float(np.mean(proof.loss_gap)), Sense.UPPER))
-        rows.append(row(Quantity.ROBUST_ACCURACY, None if proof is None else float(np.mean(proof.correct)), Sense.LOWER))
+        rows.append(
+            row(Quantity.ROBUST_ACCURACY, None if proof is None else float(np.mean(proof.correct)), Sense.LOWER)
+        )
     if method.kind == "lipschitz":
         constants = outcome.constants
         rows.append(row(Quantity.LIPSCHITZ, None if constants is None else float(constants.max()), method.sense))

@@ -106,9 +106,13 @@ def tail_ratio(theta: object, k: int, q: int = 1) -> float:
     0.25
     """
     p, i = _checked(theta, k)
+    _check_q(q)
+    return float((p.epsilon if q == 1 else p.epsilon_2)[i])
+
+
+def _check_q(q: object) -> None:
     if q not in (1, 2):
         raise InputError("q", got=repr(q), needed="1 or 2", fix="the theorems use q = 1, the row step q = 2")
-    return float((p.epsilon if q == 1 else p.epsilon_2)[i])
 
 
 def dispersion(theta: object, k: int, kind: Dispersion = "kth") -> float:
@@ -131,6 +135,7 @@ def smallest_k(theta: object, epsilon: float, q: int = 1) -> int:
     """
     p, _ = _checked(theta, 1)
     target = check_fraction(epsilon, "epsilon")
+    _check_q(q)
     return first_k(p.epsilon if q == 1 else p.epsilon_2, target)
 
 
@@ -154,7 +159,8 @@ def check_dispersion(kind: object) -> Dispersion:
 
 def check_fraction(value: object, argument: str) -> float:
     """A number in [0, 1]."""
-    if isinstance(value, bool) or not hasattr(value, "__float__") or getattr(value, "ndim", 0):
+    refused = isinstance(value, (bool, np.bool_, np.complexfloating))
+    if refused or not hasattr(value, "__float__") or getattr(value, "ndim", 0):
         raise InputError(argument, got=repr(value), needed="a number in [0, 1]", fix="pass a float")
     number = float(value)  # type: ignore[arg-type]  # __float__ was checked
     if not 0.0 <= number <= 1.0:
@@ -166,7 +172,10 @@ def check_k(k: object, largest: int, argument: str = "k") -> int:
     """An integer in 1 … largest."""
     if isinstance(k, bool) or not hasattr(k, "__index__") or getattr(k, "ndim", 0):
         raise InputError(argument, got=repr(k), needed=f"an integer from 1 to {largest}", fix="pass an int")
-    number = int(k.__index__())  # type: ignore[attr-defined]  # __index__ was checked
+    try:
+        number = int(k.__index__())  # type: ignore[attr-defined]  # __index__ was checked
+    except TypeError as error:  # a 0-d array or tensor of floats
+        raise InputError(argument, got=repr(k), needed=f"an integer from 1 to {largest}", fix="pass an int") from error
     if not 1 <= number <= largest:
         raise InputError(
             argument,

@@ -29,9 +29,7 @@ class InputError(CertboundError, ValueError):
         return (_rebuild_input_error, (type(self), self.argument, self.got, self.needed, self.fix))
 
 
-def _rebuild_input_error(
-    cls: type[InputError], argument: str, got: str, needed: str, fix: str
-) -> InputError:
+def _rebuild_input_error(cls: type[InputError], argument: str, got: str, needed: str, fix: str) -> InputError:
     return cls(argument, got=got, needed=needed, fix=fix)
 
 

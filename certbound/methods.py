@@ -116,9 +116,7 @@ def _recursion(problem: Problem) -> Constants:
 
 
 def _cvxpy(problem: Problem) -> Constants:
-    values, status = margin_constants(
-        problem.samples.network, problem.samples.norm, "cvxpy", problem.seconds_left()
-    )
+    values, status = margin_constants(problem.samples.network, problem.samples.norm, "cvxpy", problem.seconds_left())
     return Constants(values, status)
 
 
@@ -180,8 +178,13 @@ METHODS: dict[str, Method] = {
     m.name: m
     for m in (
         Method(
-            "apgd-ce", "attack", Sense.LOWER, "AutoPGD, cross-entropy (Croce & Hein, ICML 2020)", attack=_apgd,
-            packages=(("torch",), ("autoattack", "pyautoattack")), install="pip install 'certbound[attack]'",
+            "apgd-ce",
+            "attack",
+            Sense.LOWER,
+            "AutoPGD, cross-entropy (Croce & Hein, ICML 2020)",
+            attack=_apgd,
+            packages=(("torch",), ("autoattack", "pyautoattack")),
+            install="pip install 'certbound[attack]'",
         ),
         Method("gradient", "lipschitz", Sense.LOWER, "margin gradients at the samples", constants=_gradient),
         _encoder_method("printed", _PAPER + "Theorem 3.1 as printed"),
@@ -190,23 +193,43 @@ METHODS: dict[str, Method] = {
         _encoder_method("product", _PAPER + "the product of norms"),
         _encoder_method("cover", _PAPER + "the alignment cover of Theorem 3.2"),
         Method(
-            "patterns", "lipschitz", Sense.UPPER, "all 0/1 activation patterns", constants=_patterns,
+            "patterns",
+            "lipschitz",
+            Sense.UPPER,
+            "all 0/1 activation patterns",
+            constants=_patterns,
             too_large=_patterns_too_large,
         ),
         Method(
             "recursion", "lipschitz", Sense.UPPER, "LipSDP-neuron, closed-form feasible point", constants=_recursion
         ),
         Method(
-            "sdp-cvxpy", "lipschitz", Sense.UPPER, "LipSDP-neuron by cvxpy, repaired", constants=_cvxpy,
-            packages=(("cvxpy",),), install="pip install 'certbound[sdp]'", too_large=_cvxpy_too_large,
+            "sdp-cvxpy",
+            "lipschitz",
+            Sense.UPPER,
+            "LipSDP-neuron by cvxpy, repaired",
+            constants=_cvxpy,
+            packages=(("cvxpy",),),
+            install="pip install 'certbound[sdp]'",
+            too_large=_cvxpy_too_large,
         ),
         Method(
-            "IBP", "margins", Sense.UPPER, "interval bound propagation (auto_LiRPA)", certify=_margins_by("IBP"),
-            packages=_LIRPA, install=_CROWN_INSTALL,
+            "IBP",
+            "margins",
+            Sense.UPPER,
+            "interval bound propagation (auto_LiRPA)",
+            certify=_margins_by("IBP"),
+            packages=_LIRPA,
+            install=_CROWN_INSTALL,
         ),
         Method(
-            "CROWN", "margins", Sense.UPPER, "CROWN (auto_LiRPA)", certify=_margins_by("CROWN"),
-            packages=_LIRPA, install=_CROWN_INSTALL,
+            "CROWN",
+            "margins",
+            Sense.UPPER,
+            "CROWN (auto_LiRPA)",
+            certify=_margins_by("CROWN"),
+            packages=_LIRPA,
+            install=_CROWN_INSTALL,
         ),
     )
 }

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 
@@ -153,7 +154,7 @@ class Network:
                         fix="pass weights first layer first, each of shape (outputs, inputs)",
                     )
                 width, seen_affine = layer.weight.shape[0], True
-            elif not isinstance(layer, (ReLU, Flatten, Normalise)):
+            elif not isinstance(layer, (ReLU, Flatten, Normalise)):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise UnsupportedLayerError(
                     f"layers[{i}]",
                     got=f"a {type(layer).__name__}",
@@ -172,9 +173,7 @@ class Network:
         _ = self.chain  # folds the normalisation now, so that a bad one is refused here
 
     @classmethod
-    def from_weights(
-        cls, weights: Sequence[object], biases: Sequence[object | None] | None = None
-    ) -> Network:
+    def from_weights(cls, weights: Sequence[object], biases: Sequence[object | None] | None = None) -> Network:
         """ReLU network with a ReLU between each two matrices, none after the last; bias-free by default."""
         if is_torch(weights, "Tensor") or isinstance(weights, np.ndarray) or not hasattr(weights, "__len__"):
             raise InputError(
@@ -186,7 +185,7 @@ class Network:
         matrices = [as_matrix(w, f"weights[{i}]") for i, w in enumerate(weights)]
         if biases is None:
             # an nn.Linear in the list brings its own bias: ignoring it would be another network
-            biases = [w.bias if is_torch(w, "Linear") else None for w in weights]  # type: ignore[attr-defined]
+            biases = [cast("Any", w).bias if is_torch(w, "Linear") else None for w in weights]
         if len(biases) != len(matrices):
             raise InputError(
                 "biases", got=f"{len(biases)}", needed=f"{len(matrices)}, one per weight", fix="use None for none"
@@ -312,9 +311,9 @@ def as_network(model: object, *, input_shape: tuple[int, ...] | None = None) -> 
     if is_torch(model, "Module"):
         from certbound.io.torch_module import from_module
 
-        return from_module(model, input_shape=input_shape)
+        return from_module(cast("Any", model), input_shape=input_shape)
     if isinstance(model, (list, tuple)):
-        return Network.from_weights(model)
+        return Network.from_weights(cast("Sequence[object]", model))
     raise InputError(
         "model",
         got=f"a {type(model).__name__}",

@@ -43,7 +43,7 @@ class Rigor(IntEnum):
         return self.name.lower()
 
     @classmethod
-    def parse(cls, value: Rigor | str) -> Rigor:
+    def parse(cls, value: object) -> Rigor:
         """Read a trust word; raises InputError for anything else."""
         if isinstance(value, Rigor):
             return value
@@ -117,9 +117,7 @@ def parse_norm(norm: object, argument: str = "norm") -> float:
             return 2.0
     elif isinstance(norm, (int, float)) and not isinstance(norm, bool) and norm in (2, math.inf):
         return float(norm)
-    raise InputError(
-        argument, got=repr(norm), needed="2 or math.inf (also 'inf')", fix="pass norm=2 or norm='inf'"
-    )
+    raise InputError(argument, got=repr(norm), needed="2 or math.inf (also 'inf')", fix="pass norm=2 or norm='inf'")
 
 
 def norm_name(norm: float | None) -> str:

@@ -89,8 +89,14 @@ def _pair(B: F64, A: F64, layer: int, k: int, norm: float, max_patterns: int) ->
     nb, na = induced_norm(B, norm), induced_norm(A, norm)
     if nb == 0.0 or na == 0.0:
         return AlignmentPair(layer, 0.0, True, 0.0, 0.0, k, norm, 0.0)
+    if math.isinf(nb) or math.isinf(na):  # norms beyond float64: nothing to divide by
+        return AlignmentPair(layer, 1.0, False, 1.0, 0.0, k, norm, math.inf)
     # unit norms: every product below stays finite, and norms come out as fractions
+    raw = (B, A)
     B, A = B / nb, A / na
+    if any(bool(np.any((w != 0) & (np.abs(v) < 2.0**-1000))) for w, v in zip(raw, (B, A), strict=True)):
+        # what vanishes beside the norm may be what the other layer amplifies
+        return AlignmentPair(layer, 1.0, False, 1.0, 0.0, k, norm, multiply_up(nb, na))
     bk, eb = truncate(B, k, norm)
     ak, ea = truncate(A, k, norm)
     core, exact = max_pattern_norm(bk, ak, norm, max_patterns)
@@ -150,9 +156,7 @@ def best_cover(norms: Sequence[float], pairs: Sequence[AlignmentPair]) -> Cover:
     return Cover(blocks, value)
 
 
-def alignment_pairs(
-    weights: Sequence[F64], norm: float, k: int | None, max_patterns: int
-) -> tuple[AlignmentPair, ...]:
+def alignment_pairs(weights: Sequence[F64], norm: float, k: int | None, max_patterns: int) -> tuple[AlignmentPair, ...]:
     """One :class:`AlignmentPair` for each two adjacent layers."""
     return tuple(
         alignment_pair(weights[i + 1], weights[i], norm=norm, layer=i, k=k, max_patterns=max_patterns)
@@ -202,7 +206,9 @@ def check_cover_k(k: object, weights: Sequence[F64], norm: float) -> int | None:
     return check_k(k, max(w.shape[0] if math.isinf(norm) else min(w.shape) for w in weights))
 
 
-def lipschitz_alignment(network: object, norm: object = 2, *, k: int | None = None, max_patterns: int = 2**12) -> Result:
+def lipschitz_alignment(
+    network: object, norm: object = 2, *, k: int | None = None, max_patterns: int = 2**12
+) -> Result:
     """Upper bound of the Lipschitz constant from the best alignment cover of the whole network.
 
     Never above the product of norms. Raises InputError for bad k or max_patterns.

@@ -15,9 +15,7 @@ import math
 
 import numpy as np
 
-from certbound.arrays import F64, power_of_two_scale
-from certbound.norms.dense import rescale
-from certbound.types import Sense
+from certbound.arrays import F64
 
 _LOW_BITS = 10  # patterns are split into 2^10 low halves, held as a table, and the rest
 
@@ -26,6 +24,35 @@ def active_hidden(B: F64, A: F64) -> tuple[F64, F64]:
     """Drop the hidden coordinates that no pattern can use: a zero column of B or a zero row of A."""
     keep = np.any(B != 0, axis=0) & np.any(A != 0, axis=1)
     return B[:, keep], A[keep]
+
+
+def balanced(A: F64, B: F64) -> tuple[F64, F64, int]:
+    """``(A', B', e)`` with ``B D A = 2^e B' D A'`` for every diagonal D, entries of about unit size at most.
+
+    Row m of A is divided by a power of two and column m of B multiplied by it, so that a path through a tiny and a
+    huge weight neither under- nor overflows. Exact but for entries 2^1000 below the largest path.
+
+    >>> A, B, e = balanced(np.array([[2.0**-600], [2.0**600]]), np.array([[2.0**600, 2.0**-600]]))
+    >>> A.tolist(), B.tolist(), e
+    ([[0.5], [0.5]], [[0.5, 0.5]], 2)
+    """
+    rows = np.frexp(np.abs(A).max(axis=1))[1]
+    columns = np.where(np.any(B != 0, axis=0), rows + np.frexp(np.abs(B).max(axis=0))[1], -(2**20))
+    exponent = int(columns.max())
+    return np.ldexp(A, -rows[:, None]), np.ldexp(B, rows - exponent), exponent
+
+
+def ldexp_up(value: float, exponent: int) -> float:
+    """``value · 2^exponent``, rounded up where it under- or overflows.
+
+    >>> ldexp_up(1.0, -2000) > 0, ldexp_up(1.0, 2000)
+    (True, inf)
+    """
+    try:
+        scaled = math.ldexp(value, exponent)
+    except OverflowError:
+        return math.inf
+    return math.nextafter(scaled, math.inf) if 0 < value and scaled < 2.0**-1020 else scaled
 
 
 def _patterns(bits: int) -> F64:
@@ -103,8 +130,8 @@ def exact_2(B: F64, A: F64) -> float:
     h = A.shape[0]
     if h == 0:
         return 0.0
-    left: F64 = np.linalg.qr(B, mode="r") if B.shape[0] > h else B
-    right: F64 = np.linalg.qr(A.T, mode="r").T if A.shape[1] > h else A
+    left = triangular_factor(B) if B.shape[0] > h else B
+    right = triangular_factor(A.T).T if A.shape[1] > h else A
     if left.shape[0] > right.shape[1]:  # the Gram matrix below takes the smaller side
         left, right = right.T, left.T
     best = float(np.linalg.norm(left @ right, 2))
@@ -147,6 +174,11 @@ def closed_form_2(B: F64, A: F64) -> float:
     return math.sqrt(lam) * float(np.linalg.norm(half, 2))
 
 
+def triangular_factor(W: F64) -> F64:
+    """R of ``W = Q R``: the same singular values in a matrix of min(rows, columns) rows."""
+    return np.asarray(np.linalg.qr(W, mode="r"), dtype=np.float64)
+
+
 def fits(hidden: int, max_patterns: int) -> bool:
     """True if 2^hidden patterns are within the limit."""
     return hidden <= max(max_patterns, 1).bit_length() - 1
@@ -157,12 +189,11 @@ def max_pattern_norm(B: F64, A: F64, norm: float, max_patterns: int) -> tuple[fl
     B, A = active_hidden(B, A)
     if A.shape[0] == 0:
         return 0.0, True
+    A, B, exponent = balanced(A, B)
     # power-of-two scaling is exact and keeps the squares inside finite
-    sa, sb = power_of_two_scale(A), power_of_two_scale(B)
-    A, B = A / sa, B / sb
     exact = fits(A.shape[0], max_patterns)
     if math.isinf(norm):
         value = exact_inf(B, A) if exact else decoupled_inf(B, A)
     else:
         value = exact_2(B, A) if exact else closed_form_2(B, A)
-    return rescale(rescale(value, sa, Sense.UPPER), sb, Sense.UPPER), exact
+    return ldexp_up(value, exponent), exact

@@ -14,7 +14,7 @@ import numpy as np
 from certbound.arrays import F64
 from certbound.bound import Bound, Claim, Result
 from certbound.errors import InputError
-from certbound.lipschitz.pattern_pair import max_pattern_norm
+from certbound.lipschitz.pattern_pair import balanced, ldexp_up, max_pattern_norm
 from certbound.lipschitz.product import Outputs, output_row, product_bound
 from certbound.network import Network, as_network
 from certbound.norms.dense import induced_norm
@@ -32,7 +32,12 @@ def pattern_maximum(encoder: Sequence[F64], head: F64, norm: float) -> float:
     """
     if not encoder:
         return induced_norm(head, norm)
-    return _descend(encoder[0], list(encoder[1:]), head, norm, 0.0)
+    # powers of two move through the ReLUs to the end: products of many matrices neither under- nor overflow
+    weights, exponent = [*encoder, head], 0
+    for i in range(len(encoder)):
+        weights[i], weights[i + 1], e = balanced(weights[i], weights[i + 1])
+        exponent += e
+    return ldexp_up(_descend(weights[0], weights[1:-1], weights[-1], norm, 0.0), exponent)
 
 
 def _descend(product: F64, rest: list[F64], head: F64, norm: float, best: float) -> float:
@@ -40,7 +45,10 @@ def _descend(product: F64, rest: list[F64], head: F64, norm: float, best: float)
         value, exact = max_pattern_norm(head, product, norm, 2**MAX_HIDDEN)
         if not exact:
             raise InputError(
-                "network", got=f"{product.shape[0]} neurons in one layer", needed=f"at most {MAX_HIDDEN}", fix="use lipschitz_sdp"
+                "network",
+                got=f"{product.shape[0]} neurons in one layer",
+                needed=f"at most {MAX_HIDDEN}",
+                fix="use lipschitz_sdp",
             )
         return max(best, value)
     active = np.flatnonzero(np.any(product != 0, axis=1) & np.any(rest[0] != 0, axis=0))

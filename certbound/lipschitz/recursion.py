@@ -150,7 +150,7 @@ def _adjoint(run: Forward, c: F64) -> tuple[F64, F64]:
     half = solve_triangular(run.factors[-1], c, lower=True)
     p = c
     for w, factor in zip(reversed(run.weights), reversed(run.factors), strict=True):
-        p = solve_triangular(factor, solve_triangular(factor, p, lower=True), lower=True, trans="T")
+        p = solve_triangular(factor, solve_triangular(factor, p, lower=True), lower=True, trans=1)
         p = w.T @ p  # T is a multiple of I here, and factors do not matter
     return p, half
 

@@ -2,8 +2,8 @@
 
 For diagonal ``T_i >= 0`` and a metric direction ``d > 0``, the smallest s with ``M(s·diag(d), T) ⪰ 0`` comes from the
 backward recursion ``Y_m = 2T_m − W_{m+1}ᵀW_{m+1}``, ``Y_{i−1} = 2T_{i−1} − W_iᵀT_i Y_i^{-1} T_i W_i``,
-``s = λ_max(D^{-1/2} W_1ᵀT_1 Y_1^{-1} T_1 W_1 D^{-1/2})``, all Y_i ≻ 0. Then ``L² <= s`` (ℓ2, d = 1) or ``L² <= s Σd`` (ℓ∞,
-one output). Repair 1 keeps T. Repair 2 moves T towards a strictly feasible point until Y_i ≻ 0.
+``s = λ_max(D^{-1/2} W_1ᵀT_1 Y_1^{-1} T_1 W_1 D^{-1/2})``, all Y_i ≻ 0. Then ``L² <= s`` (ℓ2, d = 1) or ``L² <= s Σd``
+(ℓ∞, one output). Repair 1 keeps T. Repair 2 moves T towards a strictly feasible point until Y_i ≻ 0.
 
 Source: certbound theory, section 5 (repairs 1 and 2).
 """

@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from certbound.arrays import F64
+from certbound.arrays import F64, power_of_two_scale
 from certbound.bound import Bound, Claim, Result, multiply_up
 from certbound.errors import InputError, MissingDependencyError
 from certbound.lipschitz import sdp_cvxpy
+from certbound.lipschitz.pattern_pair import triangular_factor
 from certbound.lipschitz.product import Outputs, functional_bound, output_row, product_bound, product_of_norms
 from certbound.lipschitz.recursion import forward, head_norm_2, recursion_inf
 from certbound.lipschitz.repair import repaired
@@ -76,16 +78,18 @@ def _cvxpy(network: Network, norm: float, heads: list[F64], time_limit: float | 
         return fallback  # one affine map or a constant: the closed form is exact
     size = sdp_cvxpy.lmi_size(encoder, norm)
     if size > sdp_cvxpy.SCS_LIMIT:
-        stats = (("LMI size", float(size)), ("limit", float(sdp_cvxpy.SCS_LIMIT)))
-        return _Found(fallback.value, fallback.method, Status.TOO_LARGE, stats)
+        sizes = (("LMI size", float(size)), ("limit", float(sdp_cvxpy.SCS_LIMIT)))
+        return _Found(fallback.value, fallback.method, Status.TOO_LARGE, sizes)
     try:
         sdp_cvxpy.import_cvxpy()
     except MissingDependencyError as error:
         return _Found(fallback.value, fallback.method, Status.NOT_INSTALLED, (("install", error.command),))
-    reduced = list(encoder)
+    # powers of two first: the norm of weights near 1e308 is no float
+    powers = [power_of_two_scale(w) for w in encoder]
+    reduced = [w / p for w, p in zip(encoder, powers, strict=True)]
     if not math.isinf(norm) and encoder[0].shape[1] > encoder[0].shape[0]:
         # ‖·‖_2 does not see an orthogonal change of input: the LQ factor has h_1 columns (false for ℓ∞)
-        reduced[0] = np.linalg.qr(encoder[0].T, mode="r").T
+        reduced[0] = triangular_factor(reduced[0].T).T
     norms = [float(np.linalg.norm(w, 2)) for w in reduced]
     unit = [w / n for w, n in zip(reduced, norms, strict=True)]
     worst, status = 0.0, Status.OK
@@ -100,11 +104,13 @@ def _cvxpy(network: Network, norm: float, heads: list[F64], time_limit: float | 
             worst, status = max(worst, single), Status.TIME_LIMIT
             continue
         answer = sdp_cvxpy.solve(unit, h / head_norm, norm, left)
-        scale = math.prod([*norms, head_norm])
+        scale = reduce(multiply_up, [*norms, head_norm, *sorted(powers, reverse=True)])
         stats["solver"] = f"{answer.solver} ({answer.status})"
         if answer.multipliers is not None:
             said = math.sqrt(max(answer.value, 0.0)) * scale
             stats["solver value (heuristic)"] = max(said, stats.get("solver value (heuristic)", 0.0))
+        if "limit" in answer.status:
+            status = Status.TIME_LIMIT  # what the solver had by then is repaired all the same
         fixed = None if answer.multipliers is None else repaired(unit, h / head_norm, answer.multipliers)
         if fixed is None:
             worst, status = max(worst, single), Status.FAILED
@@ -125,11 +131,7 @@ def _one(network: Network, norm: float, outputs: Outputs, method: Method, time_l
         small = bool(encoder) and sdp_cvxpy.lmi_size(encoder, norm) <= sdp_cvxpy.CLARABEL_LIMIT
         chosen = "cvxpy" if small else "closed-form"
         why = f"auto: LMI {'within' if small else 'above'} {sdp_cvxpy.CLARABEL_LIMIT}, hence {chosen}"
-    found = (
-        _closed_form(network, norm, heads)
-        if chosen == "closed-form"
-        else _cvxpy(network, norm, heads, time_limit)
-    )
+    found = _closed_form(network, norm, heads) if chosen == "closed-form" else _cvxpy(network, norm, heads, time_limit)
     if method == "auto" and found.status is Status.NOT_INSTALLED:
         found = _Found(found.value, found.method, Status.OK, found.stats)  # auto may do without cvxpy
     stats = (*found.stats, *((("choice", why),) if why else ()))
@@ -141,7 +143,7 @@ def parse_outputs(outputs: object, n_outputs: int) -> Outputs:
     """None → "all"; an output index; a pair (j, y); "margins" is handled by :func:`lipschitz_sdp`."""
     if outputs is None or outputs == "all":
         return "all"
-    items = outputs if isinstance(outputs, tuple) else (outputs,)
+    items: tuple[Any, ...] = outputs if isinstance(outputs, tuple) else (outputs,)
     good = all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0 <= i < n_outputs for i in items)
     if not good or len(items) not in (1, 2) or (len(items) == 2 and items[0] == items[1]):
         raise InputError(
@@ -170,8 +172,8 @@ def lipschitz_sdp(
     ----------
     network : nn.Module, Network, or list of weight matrices (bias-free ReLU net).
     norm : 2 (ℓ2 → ℓ2) or ∞. For ∞, ``outputs=None`` bounds ∞ → ∞ (the largest over outputs).
-    outputs : None, an output index, a pair ``(j, y)`` for the margin ``f_j − f_y``, or ``"margins"``: a tuple of Results,
-        one for each pair j < y.
+    outputs : None, an output index, a pair ``(j, y)`` for the margin ``f_j − f_y``, or ``"margins"``: a tuple of
+        Results, one for each pair j < y.
     method : ``closed-form`` (any size, milliseconds), ``cvxpy`` (LMI up to 300), ``auto``.
     time_limit : seconds; on time-out the closed form's bound, with status TIME_LIMIT.
     region, tolerance, device : reserved for local bounds and the fast solver; region must be None in this version.
@@ -197,7 +199,12 @@ def lipschitz_sdp(
     if outputs == "margins":
         pairs = [(j, y) for y in range(net.n_outputs) for j in range(y)]
         if not pairs:
-            raise InputError("outputs", got="'margins' of a network with one output", needed="at least two outputs", fix="pass outputs=0")
+            raise InputError(
+                "outputs",
+                got="'margins' of a network with one output",
+                needed="at least two outputs",
+                fix="pass outputs=0",
+            )
         return tuple(_one(net, p, pair, method, time_limit) for pair in pairs)
     return _one(net, p, parse_outputs(outputs, net.n_outputs), method, time_limit)
 

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def solve(encoder: Sequence[F64], head: F64, norm: float, time_limit: float | No
     n0 = encoder[0].shape[1]
     t = [cp.Variable(w.shape[0], nonneg=True) for w in encoder]
     d = cp.Variable(n0, nonneg=True) if math.isinf(norm) else None
-    rho = None if d is not None else cp.Variable(nonneg=True)
+    rho: Any = cp.Variable(nonneg=True)  # used for ℓ2 only
     sizes = [n0, *(w.shape[0] for w in encoder)]
     blocks: list[list[Any]] = [[np.zeros((a, b)) for b in sizes] for a in sizes]
     blocks[0][0] = cp.diag(d) if d is not None else rho * np.eye(n0)
@@ -85,12 +85,11 @@ def solve(encoder: Sequence[F64], head: F64, norm: float, time_limit: float | No
             problem.solve(solver=solver, **options)
         except cp.error.SolverError:
             return SolverAnswer(None, math.nan, solver, "solver error")
-    values = [x.value for x in t]
-    metric = np.ones(n0) if d is None else d.value
-    finite = problem.value is not None and all(
-        v is not None and bool(np.all(np.isfinite(v))) for v in [*values, metric]
-    )
+    optimum = cast("Any", problem.value)
+    values: list[Any] = [x.value for x in t]
+    metric: Any = np.ones(n0) if d is None else d.value
+    finite = optimum is not None and all(v is not None and bool(np.all(np.isfinite(v))) for v in [*values, metric])
     if not finite or not np.any(metric > 0):
         return SolverAnswer(None, math.nan, solver, str(problem.status))
     point = Multipliers(tuple(np.maximum(v, 0.0) for v in values), np.maximum(metric, 0.0))
-    return SolverAnswer(point, float(problem.value), solver, str(problem.status))
+    return SolverAnswer(point, float(optimum), solver, str(problem.status))

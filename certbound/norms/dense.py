@@ -38,14 +38,13 @@ def rescale(value: float, scale: float, sense: Sense) -> float:
 def singular_values(W: F64) -> tuple[F64, float]:
     """Singular values of ``W / scale``, decreasing, and the power-of-two ``scale``."""
     scale = power_of_two_scale(W)
-    values: F64 = np.linalg.svd(W / scale, compute_uv=False)
-    return values, scale
+    return np.asarray(np.linalg.svd(W / scale, compute_uv=False), dtype=np.float64), scale
 
 
-def spectral_norm(W: F64) -> float:
-    """σ_1 by SVD (numerical)."""
+def spectral_norm(W: F64, sense: Sense = Sense.UPPER) -> float:
+    """σ_1 by SVD (numerical); ``sense`` is the side taken where the result under- or overflows."""
     values, scale = singular_values(W)
-    return rescale(float(values[0]), scale, Sense.UPPER)
+    return rescale(float(values[0]), scale, sense)
 
 
 def inf_norm(W: F64) -> float:
@@ -70,7 +69,8 @@ def row_dual_norms(rows: F64, norm: float) -> F64:
 
     ``|c·(u − v)| <= ‖c‖_{p*} ‖u − v‖_p`` (Hölder).
 
-    >>> row_dual_norms(np.array([[3.0, -4.0]]), math.inf).tolist(), row_dual_norms(np.array([[3.0, -4.0]]), 2.0).tolist()
+    >>> row = np.array([[3.0, -4.0]])
+    >>> row_dual_norms(row, math.inf).tolist(), row_dual_norms(row, 2.0).tolist()
     ([7.0], [5.0])
     """
     result: F64 = np.linalg.norm(rows, ord=1 if math.isinf(norm) else 2, axis=1)
@@ -96,11 +96,9 @@ def _norm_bound(W: object, quantity: Quantity, norm: float | None, sense: Sense,
     if quantity is Quantity.FROBENIUS_NORM:
         value, method = frobenius_norm(matrix), "sum of squares"
     elif norm == 2.0:
-        value, method = spectral_norm(matrix), "largest singular value (LAPACK)"
+        value, method = spectral_norm(matrix, sense), "largest singular value (LAPACK)"
     else:
         value, method = inf_norm(matrix), "largest row sum"
-    if sense is Sense.LOWER:
-        value = min(value, sys.float_info.max)
     return Bound(value, Claim(quantity, norm, norm, subject=digest(matrix)), sense, word, method, "definition")
 
 

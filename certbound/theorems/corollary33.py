@@ -73,7 +73,10 @@ def classifier(model: object, x: F64) -> Network:
     network = as_network(model, input_shape=tuple(x.shape[1:]) if x.ndim > 2 else None)
     if network.chain.final_relu:
         raise InputError(
-            "model", got="a network that ends in a ReLU", needed="logits: an affine last layer", fix="drop the last ReLU"
+            "model",
+            got="a network that ends in a ReLU",
+            needed="logits: an affine last layer",
+            fix="drop the last ReLU",
         )
     return network
 
@@ -117,7 +120,12 @@ def check_corollary33(
         constants = head_constants(encoder[name].value, network.chain.head, p)
         gap = certify_by_constants(samples, constants, radius, corollary=True).loss_gap
         by_form[name] = Bound(
-            float(np.mean(gap)), claim, Sense.UPPER, encoder[name].rigor, f"Corollary 3.3, {name}", _SOURCE,
+            float(np.mean(gap)),
+            claim,
+            Sense.UPPER,
+            encoder[name].rigor,
+            f"Corollary 3.3, {name}",
+            _SOURCE,
             terms=(encoder[name],),
         )
         holds = holds and bool(np.all(measured <= gap + _TOLERANCE * (1.0 + samples.loss)))

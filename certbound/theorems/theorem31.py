@@ -19,7 +19,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -210,7 +210,7 @@ def measure(W: F64) -> Measured:
         subject=digest(W),
         scale=scale,
         frobenius=float(np.linalg.norm(scaled)),
-        spectral=profile(np.linalg.svd(scaled, compute_uv=False)),
+        spectral=profile(np.asarray(np.linalg.svd(scaled, compute_uv=False), dtype=np.float64)),
         neuron=profile(np.abs(scaled).sum(axis=1)),
         row_epsilon=row_tails(scaled),
         sum_row_l2=float(np.linalg.norm(scaled, axis=1).sum()),
@@ -292,7 +292,9 @@ def form_values(
         return np.where(beta < 1.0, kept / np.where(beta < 1.0, 1.0 - beta, 1.0), math.inf) * factor * fro
 
 
-def best_value(measured: Measured, part: Part, form: Form, dispersion: Dispersion = "kth", k: int | None = None) -> float:
+def best_value(
+    measured: Measured, part: Part, form: Form, dispersion: Dispersion = "kth", k: int | None = None
+) -> float:
     """The form's upper bound of the norm with exact ε and β: at ``k``, or the smallest over all k."""
     p = measured.vector(part)
     pick = slice(None) if k is None else slice(k - 1, k)
@@ -305,7 +307,8 @@ def _choice(value: object, part: Part, argument: str) -> object:
     """One value for both parts, or a mapping with the parts as keys."""
     if not isinstance(value, Mapping):
         return value
-    unknown = set(value) - {"spectral", "neuron"}
+    given = cast("Mapping[object, object]", value)
+    unknown = set(given) - {"spectral", "neuron"}
     if unknown:
         raise InputError(
             argument,
@@ -313,7 +316,7 @@ def _choice(value: object, part: Part, argument: str) -> object:
             needed="'spectral' and/or 'neuron'",
             fix=f"pass {argument}={{'spectral': …, 'neuron': …}} or one value for both",
         )
-    return value.get(part)
+    return given.get(part)
 
 
 def _lower_value(measured: Measured, part: Part, k: F64) -> F64:
@@ -376,9 +379,9 @@ def _inputs(
     return _Inputs(k, kept, eps, b, not problems, sharp_dispersion, words)
 
 
-def _slack_items(measured: Measured, part: Part, form: Form, used: _Inputs, k_row: int | None) -> tuple[
-    tuple[str, float], ...
-]:
+def _slack_items(
+    measured: Measured, part: Part, form: Form, used: _Inputs, k_row: int | None
+) -> tuple[tuple[str, float], ...]:
     """Bound / norm as a product of named factors, each >= 1 (up to rounding)."""
     p = measured.vector(part)
     if measured.frobenius == 0.0 or used.beta >= 1.0:
@@ -474,19 +477,34 @@ def _check_part(
     method = f"Theorem 3.1, {part}, {form}, {dispersion}"
     if used.met:
         bound = Bound(
-            rescale(value, scale, Sense.UPPER), claim, Sense.UPPER, rigor, method, _SOURCE,
-            slack=_slack_items(measured, part, form, used, row), parameters=parameters(row),
+            rescale(value, scale, Sense.UPPER),
+            claim,
+            Sense.UPPER,
+            rigor,
+            method,
+            _SOURCE,
+            slack=_slack_items(measured, part, form, used, row),
+            parameters=parameters(row),
         )
         sharp_bound = Bound(
-            rescale(sharp, scale, Sense.UPPER), claim, Sense.UPPER, rigor,
-            f"Theorem 3.1, {part}, sharp, {used.sharp_dispersion}", _SHARP_SOURCE, parameters=parameters(sharp_row),
+            rescale(sharp, scale, Sense.UPPER),
+            claim,
+            Sense.UPPER,
+            rigor,
+            f"Theorem 3.1, {part}, sharp, {used.sharp_dispersion}",
+            _SHARP_SOURCE,
+            parameters=parameters(sharp_row),
         )
     else:
         bound = vacuous_bound(claim, Sense.UPPER, method=method, source=_SOURCE)
         sharp_bound = vacuous_bound(claim, Sense.UPPER, method=method, source=_SHARP_SOURCE)
     lower_bound = Bound(
-        min(rescale(lower, scale, Sense.LOWER), sys.float_info.max), claim, Sense.LOWER, rigor,
-        f"two-sided form, {part}, exact tail at k = {chosen}", _SHARP_SOURCE,
+        min(rescale(lower, scale, Sense.LOWER), sys.float_info.max),
+        claim,
+        Sense.LOWER,
+        rigor,
+        f"two-sided form, {part}, exact tail at k = {chosen}",
+        _SHARP_SOURCE,
     )
 
     # Comparisons are made in scaled units, where nothing over- or underflows.
@@ -584,9 +602,16 @@ def check_theorem31(
     both: tuple[Part, Part] = ("spectral", "neuron")
     for part in both:
         result, sweep = _check_part(
-            measured, part, form, dispersion,
-            _choice(k, part, "k"), k_row, _choice(epsilon, part, "epsilon"), _choice(beta, part, "beta"),
-            _choice(target_epsilon, part, "target_epsilon"), word,
+            measured,
+            part,
+            form,
+            dispersion,
+            _choice(k, part, "k"),
+            k_row,
+            _choice(epsilon, part, "epsilon"),
+            _choice(beta, part, "beta"),
+            _choice(target_epsilon, part, "target_epsilon"),
+            word,
         )
         parts[part] = result
         if sweep is not None:

@@ -116,9 +116,7 @@ def encoder_bounds(
     forms: tuple[Form, ...] = ("sharp", "derived", "printed")
     for form in forms:
         layers = [_layer_bound(m, part, form, dispersion, norm, k) for m in every]
-        factors = [
-            _alignment_factor(pairs[first], norm) for first, length in blocks.blocks if length == 2
-        ]
+        factors = [_alignment_factor(pairs[first], norm) for first, length in blocks.blocks if length == 2]
         result[form] = compose(*layers, *factors, subject=subject)
     return result, pairs, blocks
 
@@ -164,7 +162,12 @@ def _largest_sampled(weights: Sequence[F64], norm: float, pairs: Sequence[Alignm
 
 
 def check_theorem32(
-    weights: object, *, norm: object = 2, k: int | None = None, max_patterns: int = MAX_PATTERNS, rigor: Rigor | str = "numerical"
+    weights: object,
+    *,
+    norm: object = 2,
+    k: int | None = None,
+    max_patterns: int = MAX_PATTERNS,
+    rigor: Rigor | str = "numerical",
 ) -> Theorem32Report:
     """Check Theorem 3.2 on an encoder's weights (first layer first, each (outputs, inputs)).
 
@@ -211,6 +214,15 @@ def check_theorem32(
         "definition",
     )
     return Theorem32Report(
-        p, kk, bounds["product"], bounds["cover"], bounds["printed"], bounds["derived"], bounds["sharp"], sampled,
-        pairs, cover.blocks, ladder and fine and largest <= b["cover"] * tol,
+        p,
+        kk,
+        bounds["product"],
+        bounds["cover"],
+        bounds["printed"],
+        bounds["derived"],
+        bounds["sharp"],
+        sampled,
+        pairs,
+        cover.blocks,
+        ladder and fine and largest <= b["cover"] * tol,
     )

@@ -1,0 +1,1 @@
+"""Attacks find inputs: a loss gap that they find is a lower bound."""

@@ -1,0 +1,1 @@
+"""Certified margins by auto_LiRPA (CROWN, IBP)."""
