@@ -266,6 +266,8 @@ def compose(*bounds: Bound, subject: str | None = None) -> Bound:
             raise ClaimMismatchError(f"part {i} is a lower bound: a product of lower bounds bounds nothing")
         if b.claim.quantity not in (Quantity.OPERATOR_NORM, Quantity.LIPSCHITZ, Quantity.PATTERN_NORM):
             raise ClaimMismatchError(f"part {i} bounds a {b.claim.quantity}, which does not multiply")
+        if b.claim.norm_in is None or b.claim.norm_out is None:
+            raise ClaimMismatchError(f"part {i} names no norms: it cannot be known whether it chains")
         if i and b.claim.norm_in != bounds[i - 1].claim.norm_out:
             raise ClaimMismatchError(
                 f"norms do not chain: part {i - 1} ends in norm {norm_name(bounds[i - 1].claim.norm_out)}, "

@@ -426,8 +426,8 @@ def attack(
     if largest > radius + tolerance or points.min() < BOX[0] or points.max() > BOX[1]:
         raise CertboundError(f"the attack left its ball: a perturbation of size {largest!r} for delta = {radius!r}")
     correct, still_correct = np.all(clean_margins > 0, axis=1), np.all(margins > 0, axis=1)
-    for flags in (correct, still_correct):
-        flags.flags.writeable = False
+    for own in (correct, still_correct, labels):
+        own.flags.writeable = False
     flat = np.ascontiguousarray(clean.reshape(len(clean), -1))
     return AttackReport(
         frozen(points), labels, frozen(clean_loss), frozen(loss), correct, still_correct, radius, p, method, steps,

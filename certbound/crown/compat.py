@@ -58,8 +58,6 @@ def _quiet() -> Iterator[None]:
     """Warning filters, the root logger's handlers and the logging threshold are what they were afterwards."""
     root = logging.getLogger()
     handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
-    placeholder = logging.NullHandler()  # logging.basicConfig does nothing if the root logger has a handler
-    root.addHandler(placeholder)
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(record=True):  # filters alone would not do: auto_LiRPA sets its own

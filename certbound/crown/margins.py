@@ -161,8 +161,7 @@ def _bounded(
     """auto_LiRPA's lower bounds, shape (samples, classes), one batch after the other."""
     torch = import_torch("margins")
     package = load_auto_lirpa()
-    # Outside inference mode: the caller's may be on, and auto_LiRPA writes into its tensors.
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.no_grad():  # auto_LiRPA would keep a graph of everything
         module = to_torch(network)[1:]  # x is flat already, and a traced Flatten fixes nothing worth having
         if network.n_outputs == 1:
             module = two_class(module)
@@ -278,7 +277,7 @@ def margins(
             )
         lower = np.minimum(lower, clean)
     certified = np.all(lower > 0, axis=1)
-    certified.flags.writeable = False
+    certified.flags.writeable = labels.flags.writeable = False
     return MarginReport(
         frozen(lower), frozen(clean), certified, labels, radius, p, box, method, time.perf_counter() - begin,
         package_version(package), losses.perturbation_domain(flat, labels, radius, p, box), network.digest,

@@ -275,7 +275,7 @@ class _Importer:
             except ValueError:
                 per_input = np.empty(0)
             # A vector over channels fits no flat input, and torchvision's transform takes no flat input at all.
-            if not per_input.size or (flat and (axis == -3 or array.ndim != 1)):
+            if not per_input.size or (flat and axis == -3):
                 raise InputError(
                     "input_shape",
                     got=str(self.shape),

@@ -92,4 +92,4 @@ def solve(encoder: Sequence[F64], head: F64, norm: float, time_limit: float | No
     if not finite or not np.any(metric > 0):
         return SolverAnswer(None, math.nan, solver, str(problem.status))
     point = Multipliers(tuple(np.maximum(v, 0.0) for v in values), np.maximum(metric, 0.0))
-    return SolverAnswer(point, float(optimum), solver, str(problem.status))
+    return SolverAnswer(point, float(cast("Any", optimum)), solver, str(problem.status))
