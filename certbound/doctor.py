@@ -86,6 +86,7 @@ _PACKAGES: Final = (
     ("packaging", "packaging", "crown", "needed by auto-lirpa"),
     ("appdirs", "appdirs", "crown", "needed by auto-lirpa"),
     ("pyyaml", "yaml", "crown", "needed by auto-lirpa"),
+    ("setuptools", "setuptools", "crown", "needed by auto-lirpa"),
     ("ninja", "ninja", "crown", "needed by auto-lirpa"),
     ("cvxpy", "cvxpy", "sdp", "reference solution of the Lipschitz SDP"),
     ("clarabel", "clarabel", "sdp", "interior-point solver"),

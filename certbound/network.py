@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from certbound.arrays import F64, as_float64, as_matrix, digest, frozen, is_torch
+from certbound.arrays import F64, as_float64, as_matrix, digest, frozen, is_torch, power_of_two_scale
 from certbound.errors import InputError, UnsupportedLayerError
 from certbound.types import GLOBAL, norm_name, parse_delta, parse_norm
 
@@ -91,6 +91,39 @@ def _spread(values: F64, shape: tuple[int, ...] | None, n: int, name: str) -> F6
     )
 
 
+def _product(left: F64, right: F64) -> F64:
+    """``left @ right`` of two affine maps in a row; refused where it leaves the range of float64.
+
+    A product that underflows to 0 would make a network constant that is not, and every upper bound of it wrong.
+    """
+    a, b = power_of_two_scale(left), power_of_two_scale(right)
+    product = (left / a) @ (right / b)
+    with np.errstate(over="ignore"):
+        scaled = product * a * b
+    top = float(np.max(np.abs(scaled), initial=0.0))
+    if product.any() and not 2.0**-960 < top < math.inf:
+        raise InputError(
+            "layers",
+            got=f"affine layers in a row whose product has entries of about {top:g}",
+            needed="products within the range of float64",
+            fix="rescale the weights: what one layer is divided by, the other is multiplied with",
+        )
+    return scaled
+
+
+def _folded(arrays: list[F64], name: str) -> tuple[F64, ...]:
+    """Read-only arrays; refused if folding the normalisation overflowed."""
+    for array in arrays:
+        if not np.all(np.isfinite(array)):
+            raise InputError(
+                "layers",
+                got=f"{name} that overflow when normalisation and affine layers are folded",
+                needed="finite numbers",
+                fix="check std for values near 0, and the size of the weights",
+            )
+    return tuple(frozen(x) for x in arrays)
+
+
 Layer = Affine | ReLU | Flatten | Normalise
 
 
@@ -141,7 +174,11 @@ class Network:
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
         if self.input_shape is not None:
-            object.__setattr__(self, "input_shape", tuple(int(s) for s in self.input_shape))
+            if not all(isinstance(s, int) and s > 0 for s in self.input_shape):
+                raise InputError(
+                    "input_shape", got=repr(self.input_shape), needed="a tuple of integers >= 1", fix="see x.shape[1:]"
+                )
+            object.__setattr__(self, "input_shape", tuple(self.input_shape))
         width: int | None = None
         seen_affine = False
         for i, layer in enumerate(self.layers):
@@ -232,13 +269,15 @@ class Network:
         for layer in self.layers:
             if isinstance(layer, Affine):
                 bias = 0.0 if layer.bias is None else layer.bias
-                b = layer.weight @ b + bias
-                w = layer.weight.copy() if w is None else layer.weight @ w
+                with np.errstate(over="ignore", invalid="ignore"):  # refused in _folded
+                    b = layer.weight @ b + bias
+                w = layer.weight.copy() if w is None else _product(layer.weight, w)
                 n, shape, final_relu = layer.weight.shape[0], None, False
             elif isinstance(layer, Normalise):
                 mean, std = layer.per_input(shape, n)
-                w = np.diag(1.0 / std) if w is None else w / std[:, None]
-                b = (b - mean) / std
+                with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # refused in _folded
+                    w = np.diag(1.0 / std) if w is None else w / std[:, None]
+                    b = (b - mean) / std
                 final_relu = False
             elif isinstance(layer, Flatten):
                 shape = None
@@ -251,7 +290,7 @@ class Network:
         if w is not None:
             weights.append(w)
             biases.append(b)
-        return Chain(tuple(frozen(x) for x in weights), tuple(frozen(x) for x in biases), final_relu)
+        return Chain(_folded(weights, "weights"), _folded(biases, "biases"), final_relu)
 
     def forward(self, x: object) -> F64:
         """Outputs in float64, shape (samples, outputs); input of any shape (samples, …)."""

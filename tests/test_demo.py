@@ -51,7 +51,12 @@ def test_accuracies_are_ordered_at_every_radius(demo):
         for norm, deltas in DELTAS.items():
             for delta in deltas:
                 here = pick(
-                    all_rows, model=model, norm=norm_name(norm), delta=str(delta), quantity="robust accuracy", status="OK"
+                    all_rows,
+                    model=model,
+                    norm=norm_name(norm),
+                    delta=str(delta),
+                    quantity="robust accuracy",
+                    status="OK",
                 )
                 robust = min(float(r["value"]) for r in here if r["sense"] == "upper")
                 certified = [float(r["value"]) for r in here if r["sense"] == "lower"]
@@ -70,9 +75,7 @@ def test_files_hold_the_same_numbers(demo):
     assert data["schema_version"] == 1
     assert data["versions"]["torch"] != "not installed"
     assert len(data["models"]) == 2
-    by_csv = {
-        (r["model"], r["norm"], float(r["delta"]), r["method"], r["quantity"]): r["value"] for r in rows(demo)
-    }
+    by_csv = {(r["model"], r["norm"], float(r["delta"]), r["method"], r["quantity"]): r["value"] for r in rows(demo)}
     count = 0
     for model in data["models"]:
         for comparison in model["comparisons"]:

@@ -184,12 +184,22 @@ def test_wide_and_deep_models_pass_the_round_trip(dtype):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
 def test_extreme_weights_pass_the_round_trip(scale):
-    model = nn.Sequential(linear(4, 5), nn.ReLU(), linear(5, 2, 1))
+    model = nn.Sequential(linear(4, 50), nn.ReLU(), linear(50, 2, 1))  # wide: no input leaves all 50 off
     with torch.no_grad():
         model[0].weight.mul_(scale)
         model[2].weight.mul_(scale)
         model[0].bias.zero_()
         model[2].bias.zero_()
+    from_module(model)
+
+
+@pytest.mark.filterwarnings("error")
+def test_inputs_that_overflow_are_left_out_without_a_warning():
+    model = nn.Sequential(linear(4, 5, dtype=torch.float64), nn.ReLU(), linear(5, 2, 1, dtype=torch.float64))
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.mul_(1e153)
+            layer.bias.zero_()
     from_module(model)
 
 
@@ -810,9 +820,11 @@ def test_nothing_is_changed():
             self.fc = linear(4, 3)
             self.seen = "before"
             self.calls = 0
+            self.register_buffer("count", torch.zeros(()))
 
         def forward(self, x):
             self.calls += 1
+            self.count = self.count + 1
             self.seen = x
             self.fresh = x
             return self.fc(x)

@@ -144,7 +144,7 @@ def test_holds_sees_a_pair_bound_that_a_pattern_beats(monkeypatch):
 
 
 def test_sampled_leaves_kinks_out(monkeypatch):
-    """At z = 0 the pattern (0, 0) has slope 5 here, and f = 2x + 50 has slope 2 (bias-free: sampled at 0 alone)."""
+    """Samples at 0 alone, a kink of every neuron: nothing may be taken from there."""
 
     class Zeros:
         def standard_normal(self, shape):

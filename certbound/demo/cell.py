@@ -21,7 +21,7 @@ TARGET_EPSILON: Final = 0.1
 """Compressibility is read off at the k that leaves this share of the nuclear norm in the tail."""
 
 DELTAS: Final[dict[float, tuple[float, ...]]] = {
-    2.0: (0.0, 0.1, 0.25, 0.5, 1.0, 4.0),
+    2.0: (0.0, 0.1, 0.25, 0.5, 1.0, 3.0),
     math.inf: (0.0, 0.005, 0.01, 0.02, 0.05, 0.2),
 }
 """Radii in pixel units; no perturbation first, one that breaks every network last."""

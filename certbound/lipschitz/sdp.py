@@ -118,7 +118,7 @@ def _cvxpy(network: Network, norm: float, heads: list[F64], time_limit: float | 
         s, point, name = fixed
         extra = float(point.d.sum()) if math.isinf(norm) else 1.0
         stats["repair"] = name
-        worst = max(worst, min(single, math.sqrt(s * extra) * scale * (1 + 1e-12)))
+        worst = max(worst, min(single, multiply_up(math.sqrt(s * extra) * (1 + 1e-12), scale)))
     return _Found(worst, "LipSDP-neuron (cvxpy), repaired", status, (("LMI size", float(size)), *stats.items()))
 
 
