@@ -18,6 +18,7 @@ import numpy as np
 
 from certbound import text
 from certbound.arrays import F64, as_float64, as_labels
+from certbound.attribution import Attribution, attribute
 from certbound.bound import Bound, Claim
 from certbound.errors import InputError, LadderError
 from certbound.methods import LADDER, METHODS, Attacked, Constants, Method, Problem
@@ -93,6 +94,24 @@ class Comparison:
     subject: str
     certified: Mapping[str, Certified] = field(repr=False)
     attacked: Mapping[str, Attacked] = field(repr=False)
+    constants: Mapping[str, F64] = field(repr=False)
+    problem: Problem = field(repr=False)
+
+    def attribution(self, bound: str = "printed") -> Attribution:
+        """Which factor is to blame: ``log(bound / empirical gap)`` as a sum of the losses of single steps.
+
+        ``bound``: printed, derived, sharp, product, cover or recursion. The steps: Theorem 3.1's factors per layer,
+        blocks of layers against all layers together, head norm, worst class, relaxation, global against local, and
+        what lies between the best certificate and the attack. Negative steps gain.
+
+        Raises InputError where the bound or the attack did not run, or one of them is 0 or ∞.
+        """
+        gaps = {
+            r.method: r.value
+            for r in self.rows
+            if r.quantity is Quantity.LOSS_GAP and r.sense is Sense.UPPER and r.status is Status.OK
+        }
+        return attribute(self.problem, self.constants, gaps, self.empirical_gap, self.delta, bound)
 
     def row(self, method: str, quantity: Quantity | str = Quantity.LOSS_GAP) -> Row:
         """The row of a method; KeyError if there is none."""
@@ -164,7 +183,7 @@ def _link(name: str, lower: F64, upper: F64) -> Link:
         size = 1.0 + np.where(np.isfinite(upper), np.abs(upper), 0.0)
         excess = np.where(np.isposinf(upper) | np.isneginf(lower), -math.inf, (lower - upper) / size)
     closest = float(np.max(excess, initial=-math.inf))
-    return Link(name, closest, not closest > _TOLERANCE)
+    return Link(name, closest, closest <= _TOLERANCE)
 
 
 def _relative_link(name: str, lower: F64, upper: F64) -> Link:
@@ -175,7 +194,7 @@ def _relative_link(name: str, lower: F64, upper: F64) -> Link:
     with np.errstate(invalid="ignore"):
         excess = np.where(np.isposinf(high), -math.inf, (low - high) / scale)
     closest = float(np.max(excess, initial=-math.inf))
-    return Link(name, closest, not closest > _TOLERANCE)
+    return Link(name, closest, closest <= _TOLERANCE)
 
 
 def ladder_links(
@@ -262,10 +281,12 @@ def _chosen(methods: Sequence[str] | None) -> list[Method]:
 
 
 def _subset(x: F64, y: Any, n_samples: int | None, seed: int) -> tuple[F64, Any]:
-    if n_samples is None or n_samples >= len(x):
+    if n_samples is None:
         return x, y
     if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
         raise InputError("n_samples", got=repr(n_samples), needed="an int >= 1", fix="None takes all samples")
+    if n_samples >= len(x):
+        return x, y
     index = np.sort(np.random.default_rng(seed).choice(len(x), n_samples, replace=False))
     return x[index], y[index]
 
@@ -405,6 +426,8 @@ def _evaluate(problem: Problem, outcomes: Sequence[_Outcome], delta: float) -> C
         subject=samples.network.digest,
         certified=MappingProxyType(certified),
         attacked=MappingProxyType(attacked),
+        constants=MappingProxyType(constants),
+        problem=problem,
     )
 
 

@@ -147,7 +147,7 @@ def first_k(tails: F64, target: float) -> int:
 def check_dispersion(kind: object) -> Dispersion:
     """Refuse anything but the two readings of β."""
     for word in get_args(Dispersion):
-        if kind == word:
+        if isinstance(kind, str) and kind == word:
             return word
     raise InputError(
         "dispersion",

@@ -68,10 +68,11 @@ class Constants:
 
 @dataclass(frozen=True, eq=False)
 class Attacked:
-    """What an attack found: margins and loss gaps at its points, in float64."""
+    """What an attack found: margins and loss gaps at its points (flat), in float64."""
 
     margins: F64
     loss_gap: F64
+    points: F64 | None = None
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,9 @@ def _apgd(problem: Problem, delta: float) -> Attacked:
 
     s = problem.samples
     found = attack(s.network, s.x, s.y, delta=delta, norm=s.norm, method="apgd-ce", seed=problem.seed)
-    logits = class_logits(s.network.forward(found.x_adv))
-    return Attacked(margins_of(logits, s.y), cast("F64", found.per_sample_gap))
+    points = s.network.flat_inputs(found.x_adv)
+    logits = class_logits(s.network.forward(points))
+    return Attacked(margins_of(logits, s.y), cast("F64", found.per_sample_gap), points)
 
 
 _PAPER = "Barsbey et al., ICLR 2026, Corollary 3.3 with "

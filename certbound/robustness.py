@@ -9,6 +9,7 @@ in every margin, so margin bounds bound the loss; and ``loss(x + a) − loss(x) 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,25 +120,44 @@ def gap_of_margins(samples: Samples, margins: F64) -> F64:
     return gap
 
 
+def activation_pattern(encoder: Sequence[F64], biases: Sequence[F64], x: F64) -> list[F64] | None:
+    """0/1 activations of every hidden layer at x; None where rounding could have flipped a sign, as at any kink.
+
+    At a kink a 0/1 pattern may belong to no neighbourhood, and its Jacobian can exceed the true constant. A running
+    error bound decides: ``e ← |W| e + (n + 2) 2u (|W||h| + |b|)``, u = 2^-53. Neurons without inputs do not matter.
+
+    >>> one = [np.array([[1.0]])]
+    >>> activation_pattern(one, [np.zeros(1)], np.array([0.0])) is None
+    True
+    >>> activation_pattern(one, [np.zeros(1)], np.array([-2.0]))
+    [array([0.])]
+    """
+    h, error = x, np.zeros_like(x)
+    actives: list[F64] = []
+    for w, b in zip(encoder, biases, strict=True):
+        size = np.abs(w)
+        z = w @ h + b
+        error = size @ error + (w.shape[1] + 2) * 2.0**-52 * (size @ np.abs(h) + np.abs(b))
+        if np.any((np.abs(z) <= error) & np.any(w != 0.0, axis=1)):
+            return None
+        active = z > 0
+        actives.append(active.astype(np.float64))
+        h, error = np.where(active, z, 0.0), np.where(active, error, 0.0)
+    return actives
+
+
 def gradient_constants(samples: Samples) -> F64:
     """Largest dual norm of ``∇(f_j − f_y)`` over the samples, for every pair: LOWER bounds of the margin constants.
 
-    Samples at which some pre-activation is exactly 0 are left out: at a kink a 0/1 pattern may belong to no
-    neighbourhood, and its Jacobian can exceed the true constant.
+    Samples at a kink are left out (:func:`activation_pattern`).
     """
     chain = samples.network.chain
     rows = class_head(chain.head)
     n = len(rows)
     best = np.zeros((n, n))
     for x in samples.x:
-        h, smooth = x, True
-        actives: list[F64] = []
-        for w, b in zip(chain.encoder, chain.biases[:-1], strict=True):
-            z = w @ h + b
-            smooth = smooth and bool(np.all(z != 0.0))
-            actives.append((z > 0).astype(np.float64))
-            h = np.maximum(z, 0.0)
-        if not smooth:
+        actives = activation_pattern(chain.encoder, chain.biases[:-1], x)
+        if actives is None:
             continue
         jacobian = rows
         for w, active in zip(reversed(chain.encoder), reversed(actives), strict=True):

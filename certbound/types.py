@@ -95,6 +95,7 @@ class Quantity(StrEnum):
     LOSS_GAP = "mean loss gap"
     ROBUST_ACCURACY = "robust accuracy"
     MARGIN = "margin"
+    OUTPUT_CHANGE = "largest output change"
 
     def vacuous(self, sense: Sense) -> float:
         """The value that says nothing: ∞ above, 0 below (margins: −∞; accuracies: 1 above)."""

@@ -1,9 +1,11 @@
+# ruff: noqa: T201  # a script: it prints
 """Break the library on purpose, one way at a time, and check that a test notices.
 
-    python tests/mutate.py [part of a name …]      # all mutations without arguments
+    python tests/mutate.py [word …]      # those whose name, file or tests contain a word; all without arguments
 
-Each mutation of ``mutations.py`` is applied to a copy of ``certbound`` and ``tests`` in a temporary folder, and its tests
-are run there with CERTBOUND_PROFILE=quick. The exit code is 1 if a mutation survives or if the tests fail without it.
+Each mutation of ``mutations.py`` is applied to a copy of ``certbound`` and ``tests`` in a temporary folder, and its
+tests are run there with CERTBOUND_PROFILE=quick. The exit code is 1 if a mutation survives, or if the tests fail
+without it.
 """
 
 from __future__ import annotations
@@ -20,14 +22,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mutations import MUTATIONS, Mutation  # noqa: E402
+from mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
     """Pytest's exit code and output in the copy."""
-    environment = {**os.environ, "CERTBOUND_PROFILE": "quick", "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        **os.environ,
+        "CERTBOUND_PROFILE": "quick",
+        "PYTHONPATH": str(folder),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
@@ -51,8 +58,8 @@ def copy_of_the_repository(folder: Path) -> None:
 
 
 def main(names: Sequence[str]) -> int:
-    """Run the mutations whose name contains one of the words given."""
-    chosen = [m for m in MUTATIONS if not names or any(word in m.name for word in names)]
+    """Run the mutations whose name, file or tests contain one of the words given."""
+    chosen = [m for m in MUTATIONS if not names or any(w in f"{m.name} {m.file} {m.tests}" for w in names)]
     if not chosen:
         print("no mutation of that name; there are: " + ", ".join(m.name for m in MUTATIONS))
         return 2

@@ -251,7 +251,9 @@ def test_reading_arrays_does_not_import_torch():
 # -- labels --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("y", [[0, 2, 1], (0.0, 2.0, 1.0), np.array([0, 2, 1], dtype=np.uint8), torch.tensor([0, 2, 1])])
+@pytest.mark.parametrize(
+    "y", [[0, 2, 1], (0.0, 2.0, 1.0), np.array([0, 2, 1], dtype=np.uint8), torch.tensor([0, 2, 1])]
+)
 def test_labels(y):
     result = as_labels(y, 3, 3)
     assert result.dtype == np.int64 and result.tolist() == [0, 2, 1]
@@ -291,7 +293,7 @@ def test_digests_tell_arrays_apart():
         digest(a.reshape(1, 6)),
         digest(a.astype(np.float32)),
         digest(a[:3], a[3:]),
-        digest(a + [0, 0, 0, 0, 0, 1e-15 * 8]),
+        digest(np.append(a[:5], math.nextafter(5.0, 6.0))),
         digest(),
     ]
     assert len(set(every)) == len(every)

@@ -147,7 +147,8 @@ def test_report(norm):
     assert (bound.sense, bound.rigor, bound.claim.quantity) == (Sense.UPPER, Rigor.NUMERICAL, Quantity.LOSS_GAP)
     assert report.measured_gap.sense is Sense.LOWER and report.measured_gap.claim.quantity is Quantity.LOSS_GAP
     assert report.measured_gap.claim == bound.claim  # the same claim on both sides: they can be compared
-    assert {k: v.shape for k, v in report.per_sample.items()} == dict.fromkeys(("measured", "clean_loss", "bound"), (3,))
+    assert set(report.per_sample) == {"measured", "clean_loss", "bound"}
+    assert {v.shape for v in report.per_sample.values()} == {(3,)}
     assert bound.value == pytest.approx(report.per_sample["bound"].mean())
     assert report.measured_gap.value == pytest.approx(report.per_sample["measured"].mean())
     with pytest.raises(ValueError, match="read-only"):

@@ -1,4 +1,4 @@
-"""Every Lipschitz bound against sampled slopes, pattern maxima, known constants, dense LMIs and its own metamorphoses."""
+"""Every Lipschitz bound against sampled slopes, pattern maxima, known constants, dense LMIs and metamorphoses."""
 
 from __future__ import annotations
 
@@ -124,7 +124,8 @@ def test_every_form_of_outputs(method, norm, net, data):
         single = [lipschitz_sdp(net, norm, outputs=o, method=method).value for o in range(3)]
         whole = lipschitz_sdp(net, norm, method=method).value
         if norm == math.inf:
-            assert whole == pytest.approx(max(single), rel=1e-12) or whole <= max(single)
+            # the product's minimum is taken of the whole, so that it may lie above the largest of its parts
+            assert max(single) <= whole * UP
         else:
             assert max(single) <= whole * UP
         margins = lipschitz_sdp(net, norm, outputs="margins", method=method)
@@ -158,7 +159,7 @@ def test_margin_constants_by_cvxpy(norm):
     closed, _ = margin_constants(net, norm, "closed-form")
     assert status is Status.OK and np.all(values <= closed * UP) and np.any(values < 0.9 * closed)
     late, status = margin_constants(net, norm, "cvxpy", time_limit=1e-9)
-    assert status is not Status.OK and np.all(late >= values * (1 - 1e-9)) and np.all(late <= closed * UP)
+    assert status is Status.TIME_LIMIT and np.all(late >= values * (1 - 1e-9)) and np.all(late <= closed * UP)
 
 
 # -- known constants -----------------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ def test_square_root_of_six():
 
 
 def test_the_neuron_version_is_used_and_it_is_tight():
-    """The *network* version of LipSDP is below the true constant on two of three such nets; the neuron one close above."""
+    """The *network* version of LipSDP is below the true constant on two of three nets; the neuron one close above."""
     rng = np.random.default_rng(0)
     ratios = []
     for _ in range(20):
@@ -735,8 +736,9 @@ def test_final_relu_and_biases_do_not_matter():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"norm": 1}, {"norm": "2.5"}, {"norm": None}, {"norm": True}, {"outputs": 2}, {"outputs": -1}, {"outputs": True},
-        {"outputs": (0, 0)}, {"outputs": (0, 5)}, {"outputs": (0, 1, 1)}, {"outputs": "some"}, {"outputs": 0.5},
+        {"norm": 1}, {"norm": "2.5"}, {"norm": None}, {"norm": True}, {"outputs": 2}, {"outputs": -1},
+        {"outputs": True}, {"outputs": (0, 0)}, {"outputs": (0, 5)}, {"outputs": (0, 1, 1)}, {"outputs": "some"},
+        {"outputs": 0.5},
         {"outputs": ()}, {"method": "newton"}, {"tolerance": 0.0}, {"tolerance": 2.0}, {"tolerance": math.nan},
         {"time_limit": 0.0}, {"time_limit": -1.0}, {"time_limit": math.nan}, {"region": object()},
     ],

@@ -82,8 +82,10 @@ def test_row_sums_and_sums_of_squares_are_exact_to_rounding(w):
 @given(rational_matrices(1, 4, largest=5, denominator=2))
 def test_spectral_norm_is_a_root_of_the_characteristic_polynomial(w):
     """σ² is the largest eigenvalue of WᵀW: σ²(1+τ) I − WᵀW is positive definite, σ²(1−τ) I − WᵀW is not (exactly)."""
-    gram = [[sum(Fraction(w[i, a]) * Fraction(w[i, b]) for i in range(w.shape[0])) for b in range(w.shape[1])]
-            for a in range(w.shape[1])]
+    gram = [
+        [sum(Fraction(w[i, a]) * Fraction(w[i, b]) for i in range(w.shape[0])) for b in range(w.shape[1])]
+        for a in range(w.shape[1])
+    ]
     square = Fraction(spectral_norm(w)) ** 2
     if not w.any():
         assert square == 0

@@ -265,3 +265,13 @@ def test_ldexp_up_never_rounds_down():
     assert ldexp_up(0.0, -5000) == 0.0 and ldexp_up(0.0, 5000) == 0.0
     assert ldexp_up(1.0, -5000) == 5e-324 and ldexp_up(1.5, -1074) >= 1.5 * 2.0**-1074
     assert ldexp_up(1.5, 3) == 12.0 and ldexp_up(1.0, 5000) == math.inf
+
+
+@pytest.mark.parametrize("h", [1, 2, 3, 4])
+def test_exact_2_visits_all_patterns(h):
+    """Each set of neurons in turn is the only one that gives the largest norm."""
+    for winner in itertools.product((0, 1), repeat=h):
+        if any(winner):
+            A = np.array([[4.0 if w else -1.0] for w in winner])
+            assert exact_2(np.ones((1, h)), A) == pytest.approx(4.0 * sum(winner), rel=1e-12)
+            assert exact_inf(np.ones((1, h)), A) == 4.0 * sum(winner)

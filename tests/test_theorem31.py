@@ -532,8 +532,14 @@ def test_target_epsilon_takes_the_smallest_k(target, spectral, neuron):
 
 # -- the sharp form is attained ------------------------------------------------------------------------------------
 
-PROFILES = [(d, k, s, u) for d in (1, 2, 3, 5) for k in range(1, d + 1) for s in (1.0, 0.75, 0.5, 0.125, 0.0)
-            for u in (s, s / 2, 0.0) if (k > 1 or s == 1.0) and (k < d or u == s)]
+PROFILES = [
+    (d, k, s, u)
+    for d in (1, 2, 3, 5)
+    for k in range(1, d + 1)
+    for s in (1.0, 0.75, 0.5, 0.125, 0.0)
+    for u in (s, s / 2, 0.0)
+    if (k > 1 or s == 1.0) and (k < d or u == s)
+]
 
 
 @pytest.mark.parametrize("reading", ["kth", "mean"])
@@ -680,7 +686,9 @@ def test_extreme_matrices(w, form, reading):
             assert part.lower.value <= part.norm
             assert math.isfinite(part.lower.value) and not math.isnan(part.slack)
         assert Fraction(report.neuron.lower.value) <= inf * (1 + Fraction(1, 10**12))
-        assert report.neuron.bound.value == math.inf or inf <= Fraction(report.neuron.bound.value) * (1 + Fraction(1, 10**12))
+        assert report.neuron.bound.value == math.inf or inf <= Fraction(report.neuron.bound.value) * (
+            1 + Fraction(1, 10**12)
+        )
         json.dumps(report.to_dict(), allow_nan=False)
         str(report)
 
@@ -795,7 +803,9 @@ def test_bad_arguments(arguments, name):
     assert info.value.got and info.value.needed and info.value.fix
 
 
-@pytest.mark.parametrize("w", [[1.0, 2.0], [[math.nan]], [[math.inf]], [[]], None, "w", [[1j]], np.ones((2, 2, 2)), [[1], [1, 2]]])
+@pytest.mark.parametrize(
+    "w", [[1.0, 2.0], [[math.nan]], [[math.inf]], [[]], None, "w", [[1j]], np.ones((2, 2, 2)), [[1], [1, 2]]]
+)
 def test_bad_matrices(w):
     with pytest.raises(InputError) as info:
         check_theorem31(w)
@@ -867,7 +877,9 @@ def test_the_bounds_say_what_they_are():
         for bound in (part.bound, part.sharp, part.lower):
             assert isinstance(bound, Bound)
             assert (bound.claim.quantity, bound.claim.norm_in, bound.claim.norm_out) == (
-                Quantity.OPERATOR_NORM, norm, norm,
+                Quantity.OPERATOR_NORM,
+                norm,
+                norm,
             )
             assert bound.claim.subject == report.subject and bound.rigor is Rigor.NUMERICAL
         parameters = dict(part.bound.parameters)

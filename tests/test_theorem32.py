@@ -67,7 +67,7 @@ def test_bounds_are_made_of_theorem31_and_the_blocks(norm, weights, data):
     a = math.prod(report.alignment[i].value for i, n in report.blocks if n == 2)
     tiny = {"rel": 1e-9, "abs": 1e-300}
     for form in ("derived", "printed"):
-        parts = [getattr(check_theorem31(w, k=k, form=form), part) for w in weights]
+        parts = [getattr(check_theorem31(w, k={part: k}, form=form), part) for w in weights]
         assert getattr(report, form).value == pytest.approx(math.prod(p.bound.value for p in parts) * a, **tiny)
         assert report.sharp.value == pytest.approx(math.prod(p.sharp.value for p in parts) * a, **tiny)
     assert report.product.value == pytest.approx(math.prod(induced_norm(w, norm) for w in weights), **tiny)
@@ -144,18 +144,18 @@ def test_holds_sees_a_pair_bound_that_a_pattern_beats(monkeypatch):
 
 
 def test_sampled_leaves_kinks_out(monkeypatch):
-    """Samples at 0 alone, a kink of every neuron: nothing may be taken from there."""
+    """The only sample, (1, 0), is a kink of the second neuron: nothing may be taken from there."""
 
-    class Zeros:
+    class OneSample:
         def standard_normal(self, shape):
-            return np.zeros(shape)
+            return np.tile([1.0, 0.0], (shape[0], 1))
 
         def integers(self, low, high, size):
             return np.zeros(size, dtype=int)
 
-    monkeypatch.setattr(theorem32.np.random, "default_rng", lambda _seed: Zeros())
-    report = check_theorem32([[[1.0], [-1.0]], [[1.0, 1.0]]], norm=2)
-    assert report.sampled.value == 0.0
+    monkeypatch.setattr(theorem32.np.random, "default_rng", lambda _seed: OneSample())
+    assert check_theorem32([np.eye(2), [[1.0, 1.0]]], norm=2).sampled.value == 0.0
+    assert check_theorem32([[[1.0, 0.0], [1.0, 1.0]], [[1.0, 1.0]]], norm=2).sampled.value == pytest.approx(5**0.5)
 
 
 @pytest.mark.parametrize("k", [0, -1, 4, 1.5, True, "2"])

@@ -89,13 +89,11 @@ def _pair(B: F64, A: F64, layer: int, k: int, norm: float, max_patterns: int) ->
     nb, na = induced_norm(B, norm), induced_norm(A, norm)
     if nb == 0.0 or na == 0.0:
         return AlignmentPair(layer, 0.0, True, 0.0, 0.0, k, norm, 0.0)
-    if math.isinf(nb) or math.isinf(na):  # norms beyond float64: nothing to divide by
-        return AlignmentPair(layer, 1.0, False, 1.0, 0.0, k, norm, math.inf)
     # unit norms: every product below stays finite, and norms come out as fractions
     raw = (B, A)
     B, A = B / nb, A / na
     if any(bool(np.any((w != 0) & (np.abs(v) < 2.0**-1000))) for w, v in zip(raw, (B, A), strict=True)):
-        # what vanishes beside the norm may be what the other layer amplifies
+        # what vanishes beside the norm (all of it, beside a norm beyond float64) may be what the other layer amplifies
         return AlignmentPair(layer, 1.0, False, 1.0, 0.0, k, norm, multiply_up(nb, na))
     bk, eb = truncate(B, k, norm)
     ak, ea = truncate(A, k, norm)

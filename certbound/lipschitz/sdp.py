@@ -62,7 +62,12 @@ def _heads(network: Network, norm: float, outputs: Outputs) -> list[F64]:
 def _closed_form(network: Network, norm: float, heads: list[F64]) -> _Found:
     encoder = network.chain.encoder
     if math.isinf(norm):
-        value = max(recursion_inf(encoder, h[0])[0] for h in heads)
+        # output by output, the product can be the smaller one
+        ceiling = product_of_norms(encoder, norm, "").value
+        value = max(
+            min(recursion_inf(encoder, h[0])[0], multiply_up(ceiling, functional_bound(h[0], norm, "all").value))
+            for h in heads
+        )
     else:
         run = forward(encoder, np.ones(network.n_inputs))
         value = max(head_norm_2(run, h) for h in heads)
@@ -230,7 +235,7 @@ def margin_constants(
             if method == "closed-form":
                 value = recursion_inf(chain.encoder, row)[0] if math.isinf(norm) else head_norm_2(run, row[None])
             else:
-                left = None if deadline is None else max(1e-3, deadline - time.perf_counter())
+                left = None if deadline is None else deadline - time.perf_counter()
                 found = _cvxpy(network, norm, [row[None]], left)
                 value, status = found.value, status if found.status is Status.OK else found.status
             product = multiply_up(ceiling, functional_bound(row, norm, (j, y)).value)

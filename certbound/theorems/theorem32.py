@@ -32,6 +32,7 @@ from certbound.lipschitz.alignment import (
 from certbound.lipschitz.product import product_of_norms
 from certbound.network import Network
 from certbound.norms.dense import check_rigor, induced_norm
+from certbound.robustness import activation_pattern
 from certbound.theorems.theorem31 import Form, Measured, Part, best_value, measure
 from certbound.types import SCHEMA_VERSION, Quantity, Rigor, Sense, norm_name, parse_norm
 
@@ -143,16 +144,13 @@ def _largest_sampled(weights: Sequence[F64], norm: float, pairs: Sequence[Alignm
     x = rng.standard_normal((_SAMPLES, weights[0].shape[1]))
     best = 0.0
     for row in x:
-        jacobian, h, smooth = np.eye(len(row)), row, True
-        for i, w in enumerate(weights):
-            h = w @ h
-            jacobian = w @ jacobian
-            if i < len(weights) - 1:
-                smooth = smooth and bool(np.all(h != 0.0))
-                active = h > 0
-                h, jacobian = np.where(active, h, 0.0), jacobian * active[:, None]
-        if smooth:  # at a kink a 0/1 pattern may belong to no input around
-            best = max(best, induced_norm(jacobian, norm))
+        actives = activation_pattern(weights[:-1], [np.zeros(len(w)) for w in weights[:-1]], row)
+        if actives is None:
+            continue
+        jacobian = weights[0]
+        for w, active in zip(weights[1:], actives, strict=True):
+            jacobian = w @ (active[:, None] * jacobian)
+        best = max(best, induced_norm(jacobian, norm))
     fine = True
     for pair in pairs:
         b, a = weights[pair.layer + 1], weights[pair.layer]
