@@ -64,7 +64,9 @@ def difference_network(f: Network, g: Network) -> Network:
         elif i == depth - 1:
             layers.append(Affine(np.hstack([wf[i], -wg[i]]), bf[i] - bg[i]))
         else:
-            layers.append(Affine(block_diag(wf[i], wg[i]), np.concatenate([bf[i], bg[i]])))
+            layers.append(
+                Affine(np.asarray(block_diag(wf[i], wg[i]), dtype=np.float64), np.concatenate([bf[i], bg[i]]))
+            )
     return Network(tuple(layers))
 
 

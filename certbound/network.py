@@ -174,7 +174,8 @@ class Network:
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
         if self.input_shape is not None:
-            if not all(isinstance(s, int) and s > 0 for s in self.input_shape):
+            given = cast("tuple[object, ...]", tuple(self.input_shape))
+            if not all(isinstance(s, int) and s > 0 for s in given):
                 raise InputError(
                     "input_shape", got=repr(self.input_shape), needed="a tuple of integers >= 1", fix="see x.shape[1:]"
                 )

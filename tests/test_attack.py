@@ -182,23 +182,73 @@ def test_perturbations_are_at_most_delta_in_exact_arithmetic(norm, delta):
         assert report.largest_perturbation > 0
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_the_library_called_directly_finds_the_same_points(norm):
-    from pyautoattack.autopgd_base import APGDAttack
+def as_library(net, delta, norm, *, kind="APGDAttack", seed=11, restarts=2, steps=20, **more):
+    from pyautoattack import autopgd_base
 
+    return getattr(autopgd_base, kind)(
+        to_torch(net, dtype="float32"), n_iter=steps, norm="Linf" if math.isinf(norm) else "L2", n_restarts=restarts,
+        eps=delta, device="cpu", seed=seed, logger=apgd._Silent(), **more,
+    )
+
+
+def record(monkeypatch):
+    """The sets of points that each attack went to, by name, as ``attack`` sees them."""
+    seen, original = {}, apgd._Settings.points
+
+    def points(self, name, *arguments):
+        seen[name] = original(self, name, *arguments)
+        return seen[name]
+
+    monkeypatch.setattr(apgd._Settings, "points", points)
+    return seen
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("method", ["apgd-ce", "apgd-dlr"])
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_the_library_called_directly_finds_the_same_points(norm, method, restarts, monkeypatch):
     rng = np.random.default_rng(7)
     net = network(rng, [6, 8, 4])
     x, y = rng.random((9, 6)), rng.integers(0, 4, 9)
-    report = run(net, x, y, 0.1, norm, seed=11, restarts=2)
+    seen = record(monkeypatch)
+    report = run(net, x, y, 0.1, norm, seed=11, restarts=restarts, method=method)
     with torch.random.fork_rng():
         torch.manual_seed(11)
-        direct = APGDAttack(
-            to_torch(net, dtype="float32"), n_iter=20, norm="Linf" if math.isinf(norm) else "L2", n_restarts=2,
-            eps=0.1, loss="ce", device="cpu",
-        ).perturb(torch.tensor(x).float(), torch.tensor(y), best_loss=True).double().numpy()
-    improved = report.per_sample_gap > 0
-    assert improved.sum() >= 8
-    np.testing.assert_allclose(report.x_adv[improved], direct[improved], atol=2e-7)
+        direct = as_library(net, 0.1, norm, restarts=restarts, loss=method[5:]).perturb(
+            torch.tensor(x).float(), torch.tensor(y), best_loss=True
+        ).double().numpy()
+    np.testing.assert_array_equal(seen[method][0], direct)
+    assert len(seen[method]) == 1 + 2 * restarts
+    loss = losses.cross_entropy(net.forward(direct), y)
+    assert np.all(report.adversarial_loss >= loss - 1e-5)
+    if method == "apgd-ce":  # its own loss is the one reported
+        np.testing.assert_allclose(report.adversarial_loss, np.maximum(loss, report.clean_loss), rtol=1e-5)
+        assert (report.per_sample_gap > 0).sum() >= 8
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_the_targeted_library_called_directly_fools_the_same_samples(norm, restarts, monkeypatch):
+    # one by one: the library leaves out samples that an earlier target fooled, which shifts the others' random starts
+    rng = np.random.default_rng(21)
+    net = network(rng, [6, 12, 5])
+    x = rng.random((16, 6))
+    y = np.argmax(net.forward(x), axis=1)
+    fooled = 0
+    for i in range(16):
+        seen = record(monkeypatch)
+        report = run(net, x[i : i + 1], y[i : i + 1], 0.12, norm, seed=3, restarts=restarts, method="apgd-t")
+        with torch.random.fork_rng():
+            direct = as_library(
+                net, 0.12, norm, kind="APGDAttack_targeted", n_target_classes=4, seed=3, restarts=restarts
+            ).perturb(torch.tensor(x[i : i + 1]).float(), torch.tensor(y[i : i + 1])).double().numpy()
+        assert len(seen["apgd-t"]) == 2 * 4 * restarts
+        wrong = int(np.argmax(net.forward(direct))) != y[i]
+        assert report.robust_accuracy == (not wrong)
+        fooled += wrong
+        if wrong:
+            assert any(np.array_equal(points, direct) for points in seen["apgd-t"])
+    assert 4 <= fooled <= 14
 
 
 def test_a_found_point_that_is_no_worse_gives_the_sample_itself(monkeypatch):
@@ -209,7 +259,7 @@ def test_a_found_point_that_is_no_worse_gives_the_sample_itself(monkeypatch):
         def perturb(self, x, y, best_loss=False):
             return x + torch.tensor([0.05, -0.05])  # raises the margin of class 0
 
-    monkeypatch.setattr(apgd, "_library", lambda: (Helpful, name))
+    monkeypatch.setattr(apgd, "_library", lambda *_: (Helpful, name))
     report = run(net, [[0.6, 0.4]], [0], 0.1)
     np.testing.assert_array_equal(report.x_adv, [[0.6, 0.4]])
     assert report.loss_gap.value == 0.0
@@ -221,7 +271,7 @@ def test_delta_zero_is_the_sample_itself_and_no_attack(monkeypatch):
         def perturb(self, x, y, best_loss=False):
             raise AssertionError("called")
 
-    monkeypatch.setattr(apgd, "_library", lambda: (Forbidden, "x"))
+    monkeypatch.setattr(apgd, "_library", lambda *_: (Forbidden, "x"))
     x = np.array([[0.1, 0.7]])
     report = run([np.eye(2)], x, [0], 0.0)
     np.testing.assert_array_equal(report.x_adv, x)
@@ -328,7 +378,7 @@ def test_global_state_is_restored(monkeypatch, fails):
                 raise KeyError("from inside")
             return x
 
-    monkeypatch.setattr(apgd, "_library", lambda: (Rude, "rude"))
+    monkeypatch.setattr(apgd, "_library", lambda *_: (Rude, "rude"))
     random.random()
     np.random.rand()  # noqa: NPY002
     torch.rand(1)
@@ -482,7 +532,7 @@ def test_a_module_that_does_not_fit_the_samples():
 
 
 def test_a_point_outside_the_ball_is_never_reported(monkeypatch):
-    monkeypatch.setattr(apgd, "_into_ball", lambda x, found, delta, norm: found + 1e-3)
+    monkeypatch.setattr(apgd, "into_ball", lambda x, found, delta, norm: found + 1e-3)
     with pytest.raises(CertboundError, match="left its ball"):
         run([np.eye(2)], [[0.6, 0.4]], [0], 0.1)
 

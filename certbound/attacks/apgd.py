@@ -9,13 +9,9 @@ random start when it is. The points are moved into the ball in float64 and the l
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 import math
-import random
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -25,23 +21,46 @@ import numpy as np
 import numpy.typing as npt
 
 from certbound import losses, text
-from certbound.arrays import F64, I64, as_float64, as_labels, digest, frozen, is_torch
+from certbound.arrays import F64, I64, as_labels, digest, frozen
+from certbound.attacks.common import (
+    BOX,
+    differentiable,
+    integer,
+    into_ball,
+    logits_of,
+    module_copy,
+    own_state,
+    read_model,
+    read_samples,
+    seed_generators,
+    sizes,
+    torch_device,
+)
+from certbound.attacks.pair import AttackPair, mean_gap
 from certbound.bound import Bound, Claim
 from certbound.errors import CertboundError, InputError, MissingDependencyError
-from certbound.io.to_torch import import_torch, to_torch, two_class
-from certbound.network import Network, as_network
+from certbound.io.to_torch import import_torch, two_class
 from certbound.types import SCHEMA_VERSION, Quantity, Rigor, Sense, norm_name, parse_delta, parse_norm
 
-METHODS = ("apgd-ce",)
-"""The attacks that are there."""
+_PAPER = "Croce & Hein 2020, arXiv:2003.01690 (Auto-PGD on "
+METHODS = {
+    "apgd-ce": _PAPER + "the cross-entropy)",
+    "apgd-dlr": _PAPER + "the difference of logits ratio)",
+    "apgd-t": _PAPER + "the targeted difference of logits ratio)",
+    "worst": _PAPER + "each of its losses, the worst point of each sample)",
+}
+"""The attacks and their sources."""
 
-SOURCE = "Croce & Hein 2020, arXiv:2003.01690 (Auto-PGD on the cross-entropy)"
+LEAST_CLASSES = {"apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4}
+"""Classes that an attack's loss needs: the DLR divides by the first less the third logit, the targeted one by the
+first less the mean of the third and the fourth."""
+
+TARGETS = 9
+"""Classes tried by ``"apgd-t"`` per sample, those of the highest logits: AutoAttack's own number."""
+
 INSTALL = "pip install 'certbound[attack]'"
-BOX = (0.0, 1.0)
-"""The attack library's own range of inputs."""
 
 _PACKAGES = ("autoattack", "pyautoattack")
-_UNIT = 2.0**-53
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,18 +71,25 @@ class AttackReport:
 
     Parameters
     ----------
-    x_adv : float64, the shape of x: the found points, exactly in the ball and in [0, 1]; the sample itself where
-        nothing worse than it was found.
+    x_adv : float64, the shape of x: of the found points those of the highest cross-entropy, exactly in the ball and
+        in [0, 1]; the sample itself where nothing worse than it was found.
+    x_wrong : likewise, but a point that is misclassified, wherever one was found: ``x_adv`` if it is one, else the
+        first (with three classes or more a point can have the highest loss and the right class). Where none was
+        found it is ``x_adv``.
     y : labels.
     clean_loss, adversarial_loss : (samples,), cross-entropy at x and at ``x_adv``, in float64.
-    clean_correct, adversarial_correct : (samples,), whether x and ``x_adv`` are classified correctly.
+    clean_correct, adversarial_correct : (samples,), whether x is classified correctly, and whether ``x_wrong`` is:
+        no found point of the sample, x included, is misclassified.
     delta, norm, method, steps, restarts, seed, device, package, seconds : how the points were asked for and made.
-    largest_perturbation : largest ``‖x_adv − x‖``, computed in float64.
+    ran : the attacks that ran; for ``"worst"`` those that the number of classes allows.
+    largest_perturbation : largest ``‖x_adv − x‖`` and ``‖x_wrong − x‖``, computed in float64.
     tolerance : what ``largest_perturbation`` may exceed delta by; 0, since the points are moved inwards.
     domain, subject : what the claims of its bounds are about; no subject for a module that is not in the IR.
+    certificate : x and ``x_adv``, with which ``loss_gap`` can be verified without torch; None without a subject.
     """
 
     x_adv: F64 = field(repr=False)
+    x_wrong: F64 = field(repr=False)
     y: I64
     clean_loss: F64
     adversarial_loss: F64
@@ -72,6 +98,7 @@ class AttackReport:
     delta: float
     norm: float
     method: str
+    ran: tuple[str, ...]
     steps: int
     restarts: int
     seed: int
@@ -82,6 +109,7 @@ class AttackReport:
     tolerance: float
     domain: str = field(repr=False)
     subject: str = field(repr=False)
+    certificate: AttackPair | None = field(repr=False)
 
     @cached_property
     def per_sample_gap(self) -> F64:
@@ -95,7 +123,7 @@ class AttackReport:
 
     @property
     def robust_accuracy(self) -> float:
-        """Fraction of samples classified correctly at x and at ``x_adv``: at least what any attack leaves."""
+        """Fraction of samples classified correctly at x and at every found point: an upper bound."""
         return float(np.mean(self.clean_correct & self.adversarial_correct))
 
     @property
@@ -116,10 +144,11 @@ class AttackReport:
             ("restarts", float(self.restarts)),
             ("seed", float(self.seed)),
         )
-        return Bound(value, claim, sense, Rigor.NUMERICAL, self.method, SOURCE, parameters=parameters)
+        return Bound(value, claim, sense, Rigor.NUMERICAL, self.method, METHODS[self.method], parameters=parameters)
 
     def __str__(self) -> str:
         gap = self.loss_gap
+        name = self.method if self.ran == (self.method,) else f"{self.method} of {', '.join(self.ran) or 'none'}"
         settings = f"{self.steps} steps, {self.restarts} restarts, seed {self.seed}"
         rows = [
             ("samples", str(len(self.y)), ""),
@@ -128,7 +157,7 @@ class AttackReport:
             ("mean loss gap", f">= {text.number(gap.value)}", str(gap.rigor)),
             ("largest perturbation", text.number(self.largest_perturbation), ""),
             ("domain", self.domain, ""),
-            ("method", f"{self.method}, {settings} ({self.package}, {self.device}, {self.seconds:.3g} s)", ""),
+            ("method", f"{name}, {settings} ({self.package}, {self.device}, {self.seconds:.3g} s)", ""),
         ]
         return text.table(rows, header=("quantity", "value", "trust"))
 
@@ -137,6 +166,7 @@ class AttackReport:
         return {
             "schema_version": SCHEMA_VERSION,
             "method": self.method,
+            "ran": list(self.ran),
             "package": self.package,
             "device": self.device,
             "delta": self.delta,
@@ -148,6 +178,7 @@ class AttackReport:
             "y": self.y.tolist(),
             "x_adv_shape": list(self.x_adv.shape),
             "x_adv_digest": digest(self.x_adv),
+            "x_wrong_digest": digest(self.x_wrong),
             "clean_loss": [text.json_number(v) for v in self.clean_loss],
             "adversarial_loss": [text.json_number(v) for v in self.adversarial_loss],
             "clean_correct": self.clean_correct.tolist(),
@@ -161,169 +192,117 @@ class AttackReport:
         }
 
 
-def _library() -> tuple[Any, str]:
-    """The ``APGDAttack`` class, and the name and version of the package that brings it."""
-    for name in _PACKAGES:
+def _library(name: str = "APGDAttack") -> tuple[Any, str]:
+    """The library's class of this name, and the name and version of the package that brings it."""
+    for package_name in _PACKAGES:
         try:
-            package = importlib.import_module(name)
-            module = importlib.import_module(f"{name}.autopgd_base")
+            package = importlib.import_module(package_name)
+            module = importlib.import_module(f"{package_name}.autopgd_base")
         except ImportError:
             continue
         version = getattr(package, "__version__", None)
         if version is None:
             with contextlib.suppress(metadata.PackageNotFoundError):
-                version = metadata.version(name)
-        return module.APGDAttack, f"{name} {version or 'of unknown version'}"
+                version = metadata.version(package_name)
+        return getattr(module, name), f"{package_name} {version or 'of unknown version'}"
     raise MissingDependencyError("pyautoattack", purpose="attack", command=INSTALL)
 
 
-@contextlib.contextmanager
-def _own_state(torch: Any, device: Any, seed: int) -> Iterator[None]:
-    """Run with seeded generators and torch's default settings; put everything global back, also after an error.
+class _Silent:
+    """A logger for the library, which warns of points with zero gradient otherwise: no fault of the caller's."""
 
-    Global are: the random states of torch, numpy and ``random``, ``sys.settrace``, torch's default dtype (the
-    library draws its random start in it), inference, gradient and autocast mode.
-    """
-    on_cuda = device.type == "cuda"
-    trace, dtype = sys.gettrace(), torch.get_default_dtype()
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # the user's global state
-    cpu_state = torch.get_rng_state()
-    # asking for the states would start CUDA, which a run on the CPU must not
-    cuda_states = torch.cuda.get_rng_state_all() if on_cuda or torch.cuda.is_initialized() else None
-    try:
-        torch.set_default_dtype(torch.float32)
-        # not torch.manual_seed: it also seeds a CUDA that has not started yet, which could not be taken back
-        torch.default_generator.manual_seed(seed)
-        if on_cuda:
-            torch.cuda.manual_seed_all(seed)
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
-        torch.set_rng_state(cpu_state)
-        if cuda_states is not None:
-            torch.cuda.set_rng_state_all(cuda_states)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)
-        if sys.gettrace() is not trace:
-            sys.settrace(trace)
+    def warning(self, message: str) -> None:
+        """Say nothing."""
+
+    log = info = warning
 
 
-def _copy(torch: Any, model: Any, network: Network | None, dtype: str, device: Any) -> Any:
-    """A copy of the model in eval mode, without parameter gradients, of the given dtype."""
-    if network is not None and not is_torch(model, "Module"):
-        return to_torch(network, dtype=dtype, device=device)
-    try:
-        twin = copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(
-            "model", got=f"a module that cannot be copied ({error})", needed="a module that copy.deepcopy takes",
-            fix="load its weights into a fresh module",
-        ) from error
-    return twin.to(device=device, dtype=getattr(torch, dtype)).eval().requires_grad_(False)
+def _recording(base: Any, visited: list[Any]) -> Any:
+    """A subclass that keeps the points of every single run: of the highest loss, and the last misclassified ones."""
+
+    class Recorder(base):
+        def attack_single_run(self, x: Any, y: Any, x_init: Any = None) -> Any:
+            result = super().attack_single_run(x, y, x_init=x_init)
+            visited.extend((result[0], result[3]))
+            return result
+
+    return Recorder
 
 
-def _logits(torch: Any, module: Any, x: F64, dtype: str, device: Any, batch_size: int) -> F64:
-    """Outputs as float64, shape (samples, outputs), computed in ``dtype``; what is no such thing is refused."""
-    parts: list[F64] = []
-    for start in range(0, len(x), batch_size):
-        batch = x[start : start + batch_size]
+@dataclass(frozen=True)
+class _Settings:
+    """What every attack of one call has in common."""
+
+    torch: Any
+    module: Any
+    delta: float
+    norm: float
+    steps: int
+    restarts: int
+    seed: int
+    device: Any
+
+    def attacker(self, name: str, visited: list[Any]) -> Any:
+        """The library's object of the attack, which records in ``visited``."""
+        loss = {} if name == "apgd-t" else {"loss": name.removeprefix("apgd-")}
+        base, _ = _library("APGDAttack_targeted" if name == "apgd-t" else "APGDAttack")
+        made = _recording(base, visited)(
+            self.module, n_iter=self.steps, norm="Linf" if math.isinf(self.norm) else "L2", n_restarts=self.restarts,
+            eps=self.delta, seed=self.seed, verbose=False, device=self.device, **loss,
+        )
+        made.logger = _Silent()
+        return made
+
+    def points(self, name: str, x: F64, y: I64, batch_size: int) -> list[F64]:
+        """Sets of points, each of the shape of x, that the attack went to: float32 numbers near the ball."""
+        parts: list[list[F64]] = []
+        for start in range(0, len(x), batch_size):
+            batch = self.torch.tensor(x[start : start + batch_size], dtype=self.torch.float32, device=self.device)
+            labels = self.torch.tensor(y[start : start + batch_size], device=self.device)
+            visited: list[Any] = []
+            attacker = self.attacker(name, visited)
+            with differentiable():
+                if name == "apgd-t":
+                    self._targeted(attacker, batch, labels)
+                else:
+                    # best_loss: the points of highest loss, also of samples that are misclassified already
+                    visited.insert(0, attacker.perturb(batch, labels, best_loss=True))
+            parts.append([p.detach().to(device="cpu", dtype=self.torch.float64).numpy() for p in visited])
+        return [np.concatenate(of_batches) for of_batches in zip(*parts, strict=True)]
+
+    def _targeted(self, attacker: Any, x: Any, y: Any) -> None:
+        """Every sample towards each of its targets, all restarts.
+
+        As the library's own ``perturb``, which returns no point of highest loss, skips samples that are
+        misclassified (already, or by an earlier target) and seeds torch (and CUDA, started or not) for good.
+        """
+        torch = self.torch
+        attacker.init_hyperparam(x)
         with torch.no_grad():
-            try:
-                out = module(torch.tensor(batch, dtype=getattr(torch, dtype), device=device))
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                raise InputError(
-                    "model", got=f"an error on x of shape {batch.shape} and dtype {dtype}: {error}",
-                    needed="a module that maps samples to logits in float32 and in float64",
-                    fix="check the shape of x, and that forward makes no tensor of a fixed dtype or device",
-                ) from error
-        if not is_torch(out, "Tensor") or out.ndim != 2 or len(out) != len(batch) or out.shape[1] == 0:
-            raise InputError(
-                "model", got=f"outputs {tuple(out.shape)}" if is_torch(out, "Tensor") else f"a {type(out).__name__}",
-                needed=f"logits of shape ({len(batch)}, classes), or ({len(batch)}, 1) for two classes",
-                fix="return logits only, with the batch axis first",
-            )
-        parts.append(out.detach().to(device="cpu", dtype=torch.float64).numpy())
-    logits = np.concatenate(parts)
-    if not np.all(np.isfinite(logits)):
-        bad = int(np.argwhere(~np.isfinite(logits))[0][0])
-        raise InputError(
-            "model", got=f"NaN or infinite outputs in {dtype} (sample {bad})", needed="finite outputs",
-            fix="check its weights; an attack cannot tell what such an output is worth",
-        )
-    return logits
+            logits = self.module(x).clone()
+        logits[torch.arange(len(y), device=y.device), y] = -math.inf  # no sample has its own class for a target
+        order = logits.sort(dim=1)[1]
+        for target in range(1, min(TARGETS, logits.shape[1] - 1) + 1):
+            for _ in range(self.restarts):
+                attacker.y_target = order[:, -target]
+                attacker.attack_single_run(x, y)
 
 
-def _into_ball(x: F64, found: F64, delta: float, norm: float) -> F64:
-    """Points near ``found`` with ``‖· − x‖ <= delta`` and entries in [0, 1], in exact arithmetic.
+def _that_apply(method: str, classes: int) -> tuple[str, ...]:
+    """The attacks to run.
 
-    ∞: clipped to ``[x − δ, x + δ]`` with both ends one float inwards. 2: shrunk towards x to a radius below δ by
-    more than the rounding of the norm (relative n u), of the product and of the sum (absolute √n u, since the
-    entries are at most 1). Both take less from δ than 1e-12 for a million inputs, and what float64 computes as the
-    size of the perturbation is at most δ as well.
-
-    >>> x = np.array([[0.5, 0.5]])
-    >>> _into_ball(x, np.array([[0.8, 0.1]]), 0.25, 2.0).round(9)  # from (0.3, −0.4), of length 0.5
-    array([[0.65, 0.3 ]])
-    >>> _into_ball(x, np.array([[0.8, 0.1]]), 0.25, math.inf).round(9)
-    array([[0.75, 0.25]])
+    >>> _that_apply("worst", 3)
+    ('apgd-ce', 'apgd-dlr')
     """
-    if math.isinf(norm):
-        high = np.maximum(np.nextafter(x + delta, -math.inf), x)
-        low = np.minimum(np.nextafter(x - delta, math.inf), x)
-        points = np.clip(found, low, high)
-    else:
-        shift = (found - x).reshape(len(x), -1)
-        n = shift.shape[1]
-        length = np.linalg.norm(shift, axis=1)
-        radius = delta * (1.0 - (2 * n + 16) * _UNIT) - 2.0 * math.sqrt(n) * _UNIT
-        outside = length > max(radius, 0.0)
-        scale = np.ones(len(x))
-        scale[outside] = max(radius, 0.0) / length[outside]
-        points = np.where(outside[:, None], x.reshape(shift.shape) + shift * scale[:, None], found.reshape(shift.shape))
-        points = points.reshape(x.shape)
-    inside: F64 = np.clip(points, *BOX)
-    return inside
-
-
-def _sizes(a: F64, norm: float) -> F64:
-    flat = a.reshape(len(a), -1)
-    sizes: F64 = np.abs(flat).max(axis=1) if math.isinf(norm) else np.linalg.norm(flat, axis=1)
-    return sizes
-
-
-def _integer(value: object, name: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least or value >= 2**63:
-        raise InputError(name, got=repr(value), needed=f"an integer >= {least}", fix=f"pass {name}={max(least, 1)}")
-    return int(value)
-
-
-def _read_model(model: object, x: F64) -> Network | None:
-    """The model in the IR; None for a module that is not in it: attacks need gradients only."""
-    shape = tuple(x.shape[1:]) if x.ndim > 2 else None
-    if not is_torch(model, "Module"):
-        return as_network(model, input_shape=shape)
-    try:
-        return as_network(model, input_shape=shape)
-    except InputError:
-        return None
-
-
-def _read_samples(x: object) -> F64:
-    array = as_float64(x, "x")
-    if array.ndim < 2 or array.size == 0:
+    if method == "worst":
+        return tuple(name for name, least in LEAST_CLASSES.items() if classes >= least)
+    least = LEAST_CLASSES[method]
+    if classes < least:
         raise InputError(
-            "x", got=f"shape {array.shape}", needed="(samples, …) with at least one sample",
-            fix="add a batch axis with x[None]" if array.ndim == 1 and array.size else "pass at least one sample",
+            "method", got=f"{method!r} for a model of {classes} classes",
+            needed=f"at least {least} classes, since its loss compares {least} logits", fix="pass method='apgd-ce'",
         )
-    if array.min() < BOX[0] or array.max() > BOX[1]:
-        raise InputError(
-            "x", got=f"values from {array.min():g} to {array.max():g}",
-            needed="values in [0, 1], the range to which Auto-PGD clamps its points",
-            fix="scale the samples to [0, 1] and put the scaling back into the model as its first layer "
-            "(Normalise, or an nn.Linear); delta is then in the new units",
-        )
-    return array
+    return (method,)
 
 
 def attack(
@@ -353,9 +332,11 @@ def attack(
     y : labels 0…C−1 (0/1 with one logit).
     delta : radius of the perturbation a, in the units of x.
     norm : 2 or ∞, the norm of a.
-    method : ``"apgd-ce"``.
+    method : ``"apgd-ce"`` (cross-entropy), ``"apgd-dlr"`` (difference of logits ratio, three classes or more),
+        ``"apgd-t"`` (the same, towards each of up to 9 classes; four classes or more), or ``"worst"``: all of these
+        that the number of classes allows, the worst point of each sample.
     steps : iterations.
-    restarts : random starts.
+    restarts : random starts (``"apgd-t"``: of each target).
     seed : of the random starts. Same seed, same result (on a GPU up to its rounding).
     device : ``"cpu"``, ``"cuda"``, …; None: CUDA if there is one, else the CPU.
     batch_size : samples attacked together; the random starts depend on it.
@@ -367,7 +348,8 @@ def attack(
 
     Raises
     ------
-    InputError : unusable arguments, samples outside [0, 1], a model with NaN outputs or without gradients.
+    InputError : unusable arguments, too few classes for the method, samples outside [0, 1], a model with NaN outputs
+        or without gradients.
     MissingDependencyError : neither autoattack nor pyautoattack is installed.
 
     Source: Croce & Hein 2020, arXiv:2003.01690.
@@ -384,73 +366,69 @@ def attack(
         raise InputError(
             "method", got=repr(method), needed=" or ".join(repr(m) for m in METHODS), fix="pass method='apgd-ce'"
         )
-    steps, restarts = _integer(steps, "steps", 1), _integer(restarts, "restarts", 1)
-    seed, batch_size = _integer(seed, "seed", 0), _integer(batch_size, "batch_size", 1)
-    clean = _read_samples(x)
+    steps, restarts = integer(steps, "steps", 1), integer(restarts, "restarts", 1)
+    seed, batch_size = integer(seed, "seed", 0), integer(batch_size, "batch_size", 1)
+    clean = read_samples(x)
     torch = import_torch("attack")
-    attacker_class, package = _library()
-    try:
-        where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
-    except RuntimeError as error:
-        raise InputError("device", got=repr(device), needed="a torch device", fix="pass 'cpu' or 'cuda'") from error
-    with _own_state(torch, where, seed):
-        network = _read_model(model, clean)  # inside: it may run the module, whose forward may be random
+    _, package = _library()
+    where = torch_device(torch, device)
+    with own_state(torch, where, seed):
+        network = read_model(model, clean)  # inside: it may run the module, whose forward may be random
         if network is not None:
             network.flat_inputs(clean)
-        exact = _copy(torch, model, network, "float64", where)
-        logits = _logits(torch, exact, clean, "float64", where, batch_size)
+        exact = module_copy(torch, model, network, "float64", where)
+        logits = logits_of(torch, exact, clean, "float64", where, batch_size)
         one_logit = logits.shape[1] == 1
         logits = losses.class_logits(logits)
         labels = as_labels(y, len(clean), logits.shape[1])
+        ran = _that_apply(method, logits.shape[1])
         clean_margins = losses.margins_of(logits, labels)
         clean_loss = losses.loss_of_margins(clean_margins)
-        points, margins, loss = clean, clean_margins, clean_loss
+        correct = _correct(clean_margins)
+        # a = 0 is an attack too: the best of nothing better
+        points, loss, still_correct = clean.copy(), clean_loss.copy(), correct.copy()
+        wrong, best_correct = clean.copy(), correct.copy()
         if radius > 0.0:
-            fast = _copy(torch, model, network, "float32", where)
-            _logits(torch, fast, clean, "float32", where, batch_size)  # refuses what overflows in float32
+            fast = module_copy(torch, model, network, "float32", where)
+            logits_of(torch, fast, clean, "float32", where, batch_size)  # refuses what overflows in float32
             if one_logit:
                 fast = two_class(fast, dtype="float32", device=where)
-            attacker = attacker_class(
-                fast, n_iter=steps, norm="Linf" if math.isinf(p) else "L2", n_restarts=restarts, eps=radius,
-                seed=seed, loss="ce", verbose=False, device=where,
-            )
-            found = _into_ball(clean, _perturb(torch, attacker, clean, labels, where, batch_size), radius, p)
-            logits = losses.class_logits(_logits(torch, exact, found, "float64", where, batch_size))
-            found_margins = losses.margins_of(logits, labels)
-            found_loss = losses.loss_of_margins(found_margins)
-            worse = found_loss > clean_loss  # elsewhere a = 0 is the better attack
-            points = np.where(worse.reshape(-1, *([1] * (clean.ndim - 1))), found, clean)
-            margins = np.where(worse[:, None], found_margins, clean_margins)
-            loss = np.where(worse, found_loss, clean_loss)
-    largest, tolerance = float(_sizes(points - clean, p).max()), 0.0
-    if largest > radius + tolerance or points.min() < BOX[0] or points.max() > BOX[1]:
+            settings = _Settings(torch, fast, radius, p, steps, restarts, seed, where)
+            for name in ran:
+                seed_generators(torch, where, seed)  # among others an attack finds what it finds alone
+                for candidate in settings.points(name, clean, labels, batch_size):
+                    found = into_ball(clean, candidate, radius, p)
+                    logits = losses.class_logits(logits_of(torch, exact, found, "float64", where, batch_size))
+                    margins = losses.margins_of(logits, labels)
+                    found_loss, found_correct = losses.loss_of_margins(margins), _correct(margins)
+                    worse = found_loss > loss
+                    points[worse], loss[worse] = found[worse], found_loss[worse]
+                    best_correct[worse] = found_correct[worse]
+                    first = still_correct & ~found_correct
+                    wrong[first], still_correct[first] = found[first], False
+        same = still_correct | ~best_correct
+        wrong[same] = points[same]
+    reached = np.stack([points, wrong])
+    largest, tolerance = max(float(sizes(kind - clean, p).max()) for kind in reached), 0.0
+    if largest > radius + tolerance or reached.min() < BOX[0] or reached.max() > BOX[1]:
         raise CertboundError(f"the attack left its ball: a perturbation of size {largest!r} for delta = {radius!r}")
-    correct, still_correct = np.all(clean_margins > 0, axis=1), np.all(margins > 0, axis=1)
     for own in (correct, still_correct, labels):
         own.flags.writeable = False
     flat = np.ascontiguousarray(clean.reshape(len(clean), -1))
+    certificate = None
+    if network is not None:
+        # what Network.forward makes of the points, should it be less by a rounding
+        value = min(float(np.mean(loss - clean_loss)), mean_gap(network, clean, points, labels))
+        certificate = AttackPair(clean, points, labels, radius, p, value, network.digest, method)
     return AttackReport(
-        frozen(points), labels, frozen(clean_loss), frozen(loss), correct, still_correct, radius, p, method, steps,
-        restarts, seed, str(where), package, time.perf_counter() - begin, largest, tolerance,
-        losses.perturbation_domain(flat, labels, radius, p, BOX), "" if network is None else network.digest,
+        frozen(points), frozen(wrong), labels, frozen(clean_loss), frozen(loss), correct, still_correct, radius, p,
+        method, ran if radius > 0.0 else (), steps, restarts, seed, str(where), package, time.perf_counter() - begin,
+        largest, tolerance, losses.perturbation_domain(flat, labels, radius, p, BOX),
+        "" if network is None else network.digest, certificate,
     )
 
 
-def _perturb(torch: Any, attacker: Any, x: F64, y: I64, device: Any, batch_size: int) -> F64:
-    """The library's points as float64, batch by batch."""
-    parts: list[F64] = []
-    for start in range(0, len(x), batch_size):
-        batch = torch.tensor(x[start : start + batch_size], dtype=torch.float32, device=device)
-        labels = torch.tensor(y[start : start + batch_size], device=device)
-        try:
-            # best_loss: the points of highest loss, also of samples that are misclassified already
-            found = attacker.perturb(batch, labels, best_loss=True)
-        except RuntimeError as error:
-            if "does not require grad" not in str(error) and "not have been used in the graph" not in str(error):
-                raise
-            raise InputError(
-                "model", got="outputs through which no gradient reaches the input", needed="a differentiable model",
-                fix="remove detach() and no_grad() from its forward",
-            ) from error
-        parts.append(found.detach().to(device="cpu", dtype=torch.float64).numpy())
-    return np.concatenate(parts)
+def _correct(margins: F64) -> npt.NDArray[np.bool_]:
+    """Every margin > 0."""
+    correct: npt.NDArray[np.bool_] = np.all(margins > 0, axis=1)
+    return correct

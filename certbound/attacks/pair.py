@@ -163,7 +163,8 @@ def mean_gap(network: object, x: F64, x_adv: F64, y: I64) -> float:
     """
     own = as_network(network)
     try:
-        before, after = (losses.class_logits(own.forward(points)) for points in (x, x_adv))
+        with np.errstate(over="ignore", invalid="ignore"):
+            before, after = (losses.class_logits(own.forward(points)) for points in (x, x_adv))
     except InputError as error:
         raise _error(str(error)) from error
     if np.any(y < 0) or np.any(y >= before.shape[1]):

@@ -58,6 +58,7 @@ class CellResult:
     compressibility: float
     rows: tuple[dict[str, Any], ...]
     comparisons: tuple[dict[str, Any], ...]
+    attributions: tuple[dict[str, Any], ...]
 
 
 def cells(seeds: int, *, device: str, quick: bool) -> list[CellConfig]:
@@ -116,10 +117,13 @@ def _run(config: CellConfig) -> CellResult:
     x, y = split.x_test[: config.n_samples], split.y_test[: config.n_samples]
     rows: list[dict[str, Any]] = []
     comparisons: list[dict[str, Any]] = []
+    attributions: list[dict[str, Any]] = []
     for norm, deltas in DELTAS.items():
         for comparison in compare_curve(network, x, y, deltas=deltas, norm=norm, seed=t.seed):
             comparisons.append(comparison.to_dict())
             rows += _rows(comparison)
+            if comparison.delta == HEADLINE[norm]:
+                attributions.append(comparison.attribution("printed").to_dict())
     return CellResult(
         name=model.name,
         family=config.family,
@@ -130,6 +134,7 @@ def _run(config: CellConfig) -> CellResult:
         compressibility=spectral_compressibility(network),
         rows=tuple(rows),
         comparisons=tuple(comparisons),
+        attributions=tuple(attributions),
     )
 
 

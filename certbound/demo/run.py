@@ -21,7 +21,11 @@ from certbound.demo.cell import DELTAS, HEADLINE, TARGET_EPSILON, CellConfig, Ce
 from certbound.demo.data import mnist5k
 from certbound.errors import InputError, MissingDependencyError
 from certbound.progress import track
-from certbound.report.plots import plot_accuracy_against_delta, plot_bounds_against_compressibility
+from certbound.report.plots import (
+    plot_accuracy_against_delta,
+    plot_attribution,
+    plot_bounds_against_compressibility,
+)
 from certbound.types import SCHEMA_VERSION, Quantity, norm_name, parse_norm
 
 _UPPER = ("printed", "sharp", "product", "cover", "recursion", "IBP", "CROWN")
@@ -183,9 +187,27 @@ def _plots(results: Sequence[CellResult], out: Path) -> None:
         ylabel="mean loss gap",
         title="Analytic, certified and empirical loss gaps (MNIST-5k, 784-200-200-10)",
     )
+    plot_attribution(
+        [
+            {"model": r.name, "norm": parse_norm(a["norm"]), "step": step["name"], "log": step["log"]}
+            for r in results
+            for a in r.attributions
+            for step in _by_name(a)
+        ],
+        out / "attribution.png",
+        title="What the printed bound loses against AutoPGD's gap, step by step",
+    )
     plot_accuracy_against_delta(
         accuracies, out / "accuracy.png", title="Robust accuracy under AutoPGD and certified accuracy"
     )
+
+
+def _by_name(attribution: dict[str, Any]) -> list[dict[str, Any]]:
+    """Steps added up over layers."""
+    logs: dict[str, float] = {}
+    for step in attribution["steps"]:
+        logs[step["name"]] = logs.get(step["name"], 0.0) + step["log"]
+    return [{"name": name, "log": log} for name, log in logs.items()]
 
 
 def _run_cells(configs: Sequence[CellConfig], *, jobs: int, quiet: bool) -> Iterator[CellResult]:
@@ -206,7 +228,7 @@ def run_demo(
     """Train FCNs 784-200-200-10 on MNIST-5k (dense, five ranks, three nuclear-norm strengths), attack and bound them.
 
     Writes ``results.csv`` (every number), ``results.json`` (with bounds, claims, versions), ``summary.txt``,
-    ``bounds.png`` and ``accuracy.png`` into ``out``.
+    ``bounds.png``, ``accuracy.png`` and ``attribution.png`` into ``out``.
 
     Raises
     ------

@@ -85,7 +85,7 @@ def dequantise(q: object, scale: object, zero_point: object = 0, axis: int | Non
     integers, scales = _parts(q, scale, zero_point, axis)
     with np.errstate(over="ignore", under="ignore"):
         values: F64 = scales * integers
-    if not np.all(np.isfinite(values)) or np.any((values == 0) != (integers == 0)):
+    if not np.all(np.isfinite(values)) or np.any((np.abs(values) < 2.0**-1022) != (integers == 0)):
         raise InputError(
             "scale", got=f"scales from {scales.min():g} to {scales.max():g}",
             needed="products within the range of float64", fix="check how the scales were stored",

@@ -230,6 +230,68 @@ def plot_accuracy_against_delta(
     return _save(figure, path)
 
 
+def plot_attribution(
+    rows: Sequence[Row],
+    path: str | Path,
+    *,
+    ylabel: str = "log10(bound / empirical gap)",
+    title: str | None = None,
+) -> Path:
+    """Stacked bars: how much of ``log10(bound / empirical gap)`` each step loses; one panel per norm, one bar a model.
+
+    Parameters
+    ----------
+    rows : mappings with the keys ``model``, ``norm`` (2 or ∞), ``step`` and ``log`` (natural logarithm; rows of one
+        model, norm and step are averaged). Negative steps (gains) hang below zero; a black mark shows the sum.
+    path : the PNG to write; its folder is made.
+
+    Raises
+    ------
+    InputError : no rows, a row without one of the keys, a log that is not finite.
+    MissingDependencyError : matplotlib is not installed.
+    """
+    _check(rows, ("model", "norm", "step", "log"))
+    for i, row in enumerate(rows):
+        if not math.isfinite(float(row["log"])):
+            raise InputError(f"rows[{i}]", got=f"log = {row['log']}", needed="a finite number", fix="drop the model")
+    norms = sorted({parse_norm(row["norm"]) for row in rows})
+    steps = _distinct(row["step"] for row in rows)
+    colours = {step: (_COLOURS[i % len(_COLOURS)], ("", "///", "...")[i // len(_COLOURS) % 3]) for i, step in
+               enumerate(steps)}  # fmt: skip
+    models = _distinct(row["model"] for row in rows)
+    figure, axes = _new_figure(len(norms), 1, height=3.1, width=max(6.0, 1.05 * len(models) + 2.0))
+    handles: dict[str, Any] = {}
+    for i, norm in enumerate(norms):
+        ax = axes[i][0]
+        up, down = np.zeros(len(models)), np.zeros(len(models))
+        for step in steps:
+            heights = np.zeros(len(models))
+            for j, model in enumerate(models):
+                mine = [float(r["log"]) for r in rows
+                        if r["model"] == model and parse_norm(r["norm"]) == norm and r["step"] == step]  # fmt: skip
+                heights[j] = np.mean(mine) / math.log(10) if mine else 0.0
+            colour, hatch = colours[step]
+            bars = ax.bar(
+                range(len(models)), heights, bottom=np.where(heights >= 0, up, down), color=colour, hatch=hatch,
+                edgecolor="white", linewidth=0.5, width=0.7,
+            )  # fmt: skip
+            handles.setdefault(step, bars)
+            up, down = up + np.maximum(heights, 0.0), down + np.minimum(heights, 0.0)
+        (mark,) = ax.plot(range(len(models)), up + down, "_", color="black", markersize=18, markeredgewidth=2)
+        handles.setdefault("sum", mark)
+        ax.axhline(0.0, color="black", linewidth=0.8)
+        ax.set_xticks(range(len(models)), models)
+        ax.set_title(_norm_title(norm), fontsize=11)
+        ax.set_ylabel(ylabel)
+        _finish(ax)
+    if title:
+        figure.suptitle(title, fontsize=12)
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=2, frameon=False, fontsize=8
+    )
+    return _save(figure, path)
+
+
 def _fraction(value: object, name: str) -> float:
     number = float(value)  # type: ignore[arg-type]  # anything else raises with its own message
     if not 0.0 <= number <= 1.0:
