@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from certbound import text
 from certbound.comparison import Comparison, Row
@@ -82,7 +82,8 @@ class Limits:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rigor", Rigor.parse(self.rigor))
         if self.rigor is Rigor.HEURISTIC:
-            raise InputError("rigor", got="'heuristic'", needed="'numerical' or 'rigorous'", fix="a guess proves nothing")
+            needed = "'numerical' or 'rigorous'"
+            raise InputError("rigor", got="'heuristic'", needed=needed, fix="a guess proves nothing")
         for measure in _MEASURES:
             value = getattr(self, measure.limit)
             if value is None:
@@ -312,25 +313,25 @@ class GateReport:
         """JUnit XML: one test case per check, a failure with its reason where it failed."""
         failures = str(sum(not c.passed for c in self.checks))
         counts = {"tests": str(len(self.checks)), "failures": failures, "errors": "0", "skipped": "0"}
-        root = ElementTree.Element("testsuites", counts)
-        suite = ElementTree.SubElement(
+        root = ET.Element("testsuites", counts)
+        suite = ET.SubElement(
             root, "testsuite", {"name": "certbound gate", **counts, "time": f"{self.seconds:.3f}"}
         )
-        properties = ElementTree.SubElement(suite, "properties")
+        properties = ET.SubElement(suite, "properties")
         about = {"delta": repr(self.delta), "norm": norm_name(self.norm), "samples": self.samples,
                  "network": self.subject}  # fmt: skip
         for name, value in about.items():
-            ElementTree.SubElement(properties, "property", {"name": name, "value": _printable(value)})
+            ET.SubElement(properties, "property", {"name": name, "value": _printable(value)})
         for check in self.checks:
             attributes = {"classname": "certbound.gate", "name": _printable(str(check)), "time": "0"}
-            case = ElementTree.SubElement(suite, "testcase", attributes)
+            case = ET.SubElement(suite, "testcase", attributes)
             if not check.passed:
-                failure = ElementTree.SubElement(
+                failure = ET.SubElement(
                     case, "failure", {"message": _printable(check.reason), "type": check.kind}
                 )
                 failure.text = _printable(f"{check}: {check.reason}")
-        ElementTree.indent(root)
-        return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+        ET.indent(root)
+        return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def _printable(value: str) -> str:
@@ -349,8 +350,7 @@ def _usable(row: Row, rigor: Rigor) -> str | None:
     bound = row.bound
     if row.status is not Status.OK:
         return f"{row.method}: {row.status}" + (f" ({row.note})" if row.note else "")
-    # written so that NaN is refused
-    if not row.value == bound.value or bound.sense is not row.sense or not math.isfinite(row.value):
+    if row.value != bound.value or bound.sense is not row.sense or not math.isfinite(row.value):
         return f"{row.method}: {row.value} is no bound"
     if min(row.rigor, bound.rigor) < rigor:
         return f"{row.method}: only {min(row.rigor, bound.rigor)}"

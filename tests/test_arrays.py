@@ -11,6 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from budget import matrix_settings
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +20,6 @@ from certbound.arrays import as_float64, as_labels, as_matrix, digest, frozen, i
 from certbound.errors import InputError
 from certbound.network import Network
 
-torch = pytest.importorskip("torch")
 nn = torch.nn
 
 LD = np.longdouble

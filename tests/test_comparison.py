@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import time
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -19,10 +18,6 @@ from certbound.methods import LADDER, METHODS, Attacked, Constants
 from certbound.network import Affine, Network, ReLU
 from certbound.robustness import Certified
 from certbound.types import Quantity, Rigor, Sense, Status
-
-# (auto_LiRPA cannot be imported as it is: certbound.crown.compat patches it)
-if any(find_spec(name) is None for name in ("torch", "pyautoattack", "auto_LiRPA", "cvxpy")):
-    pytest.skip("compare needs all its packages here", allow_module_level=True)
 
 both_norms = pytest.mark.parametrize("norm", [2.0, math.inf])
 UPPER = [m.name for m in METHODS.values() if m.sense is Sense.UPPER]
@@ -119,7 +114,8 @@ def test_repeated_runs_agree(full):
 
 
 def test_trained_network():
-    torch = pytest.importorskip("torch")
+    import torch
+
     rng = np.random.default_rng(0)
     x = rng.random((60, 2))
     y = (x.sum(axis=1) > 1).astype(int)
@@ -479,7 +475,8 @@ def test_bad_labels(label):
 
 
 def test_a_layer_that_is_not_modelled_is_named():
-    torch = pytest.importorskip("torch")
+    import torch
+
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Sequential(torch.nn.Sigmoid()), torch.nn.Linear(3, 2))
     with pytest.raises(UnsupportedLayerError, match=r"1\.0|1.*Sigmoid"):
         compare(model, np.full((2, 4), 0.5), [0, 1], delta=0.05, norm=2)

@@ -18,9 +18,6 @@ from certbound.theorems import corollary33
 from certbound.theorems.corollary33 import check_corollary33
 from certbound.types import Quantity, Rigor, Sense
 
-pytest.importorskip("torch")
-pytest.importorskip("pyautoattack")
-
 both_norms = pytest.mark.parametrize("norm", [2.0, math.inf])
 FORMS = ("printed", "derived", "sharp", "product", "cover")
 

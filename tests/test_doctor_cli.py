@@ -94,7 +94,6 @@ def test_doctor_agrees_with_pyproject() -> None:
 
 
 def test_doctor_verbose_lists_devices() -> None:
-    pytest.importorskip("torch")
     environment = dict(doctor.diagnose(verbose=True).environment)
     assert "torch threads" in environment
     assert "cuda" in environment or "cuda:0" in environment

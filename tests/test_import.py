@@ -6,21 +6,20 @@ import copy
 import itertools
 import math
 import warnings
+from importlib import import_module
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from certbound import network as ir
 from certbound.errors import InputError, UnsupportedLayerError
-
-torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
-from torch.nn import functional  # noqa: E402
-from torch.nn.utils import parametrizations, parametrize, prune  # noqa: E402
-
-from certbound.io import torch_module  # noqa: E402
-from certbound.io.torch_layers import Normalise  # noqa: E402
-from certbound.io.torch_module import from_module  # noqa: E402
+from certbound.io import torch_module
+from certbound.io.torch_layers import Normalise
+from certbound.io.torch_module import from_module
 
 
 def linear(n_in, n_out, seed=0, bias=True, dtype=torch.float32):
@@ -269,7 +268,7 @@ def test_own_normalise_never_enlarges_its_input(shape):
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("inplace", [False, True])
 def test_torchvision_normalize(version, inplace):
-    transforms = pytest.importorskip("torchvision.transforms" + (".v2" if version == "v2" else ""))
+    transforms = import_module("torchvision.transforms" + (".v2" if version == "v2" else ""))
     model = nn.Sequential(transforms.Normalize(MEAN, STD, inplace=inplace), nn.Flatten(), linear(12, 2))
     net = from_module(model, input_shape=SHAPE)
     x = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -282,7 +281,7 @@ def test_torchvision_normalize(version, inplace):
 
 
 def test_torchvision_normalize_of_one_channel_needs_no_shape():
-    transforms = pytest.importorskip("torchvision.transforms")
+    transforms = import_module("torchvision.transforms")
     model = nn.Sequential(transforms.Normalize([0.1307], [0.3081]), nn.Flatten(), linear(4, 2))
     layer = from_module(model).layers[0]
     # the number that its forward uses: 0.1307 as float32
@@ -290,19 +289,19 @@ def test_torchvision_normalize_of_one_channel_needs_no_shape():
 
 
 def test_torchvision_normalize_takes_no_flat_input():
-    transforms = pytest.importorskip("torchvision.transforms")
+    transforms = import_module("torchvision.transforms")
     with pytest.raises(InputError, match="channels, height, width"):  # three channels are not three features
         from_module(nn.Sequential(transforms.Normalize(MEAN, STD), nn.Flatten(), linear(3, 2)))
 
 
 def test_torchvision_normalize_broadcasting_one_channel_into_three_is_refused():
-    transforms = pytest.importorskip("torchvision.transforms")
+    transforms = import_module("torchvision.transforms")
     with pytest.raises(InputError):
         from_module(nn.Sequential(transforms.Normalize(MEAN, STD), nn.Flatten(), linear(12, 2)), input_shape=(1, 2, 2))
 
 
 def test_torchvision_subclasses_and_other_transforms_are_refused():
-    transforms = pytest.importorskip("torchvision.transforms")
+    transforms = import_module("torchvision.transforms")
 
     class Twice(transforms.Normalize):
         def forward(self, x):
@@ -838,14 +837,14 @@ def test_nothing_is_changed():
     attributes = {k: id(v) for k, v in vars(model).items()}
     parameters = [id(p) for p in model.parameters()]
     torch.manual_seed(5)
-    saved = np.random.get_state()  # noqa: NPY002 - it is the global state that must stay
-    np.random.seed(123)  # noqa: NPY002
-    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002 - it is the global state that must stay
+    saved = np.random.get_state()
+    np.random.seed(123)
+    numpy_state = np.random.get_state()[1].copy()
     torch_state = torch.get_rng_state()
     from_module(model)
     assert torch.equal(torch.get_rng_state(), torch_state)
-    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
-    np.random.set_state(saved)  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+    np.random.set_state(saved)
     assert {k: id(v) for k, v in vars(model).items()} == attributes
     assert [id(p) for p in model.parameters()] == parameters
     assert model.training and model.fc.training and model.seen == "before" and model.calls == 1

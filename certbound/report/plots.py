@@ -255,11 +255,12 @@ def plot_attribution(
         if not math.isfinite(float(row["log"])):
             raise InputError(f"rows[{i}]", got=f"log = {row['log']}", needed="a finite number", fix="drop the model")
     norms = sorted({parse_norm(row["norm"]) for row in rows})
-    steps = _distinct(row["step"] for row in rows)
+    # a step that loses nothing anywhere has no bar, and would only fill the legend
+    steps = _distinct(row["step"] for row in rows if abs(float(row["log"])) > 1e-9)
     colours = {step: (_COLOURS[i % len(_COLOURS)], ("", "///", "...")[i // len(_COLOURS) % 3]) for i, step in
                enumerate(steps)}  # fmt: skip
     models = _distinct(row["model"] for row in rows)
-    figure, axes = _new_figure(len(norms), 1, height=3.1, width=max(6.0, 1.05 * len(models) + 2.0))
+    figure, axes = _new_figure(len(norms), 1, height=3.1, width=max(8.5, 1.05 * len(models) + 2.0))
     handles: dict[str, Any] = {}
     for i, norm in enumerate(norms):
         ax = axes[i][0]
