@@ -20,7 +20,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help install demo test lint types doctest imports check clean
+.PHONY: help install demo readme test lint types doctest imports check clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -47,6 +47,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	$(BIN)/certbound demo --out results/demo --seeds $(SEEDS)
+
+readme: $(STAMP)
+	$(BIN)/python docs/update_readme.py
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2

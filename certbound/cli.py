@@ -1,21 +1,24 @@
 """The command line: results on stdout, progress and errors on stderr.
 
-A subcommand is one function ``_add_NAME(subparsers)`` that declares its options and sets ``run``, a
-function from the parsed arguments to the object to show; it is listed in ``_COMMANDS``. What ``run``
-returns is printed, or with ``--json`` its ``to_dict()``.
+A subcommand is a module of :mod:`certbound.commands` with a function ``add(subparsers)`` that declares its options and
+sets ``run``, a function from the parsed arguments to the object to show. What ``run`` returns is printed, or with
+``--json`` its ``to_dict()``; its ``exit_code``, if it has one, is the program's. Whatever else writes to stdout
+meanwhile (a user's model file, a solver) is sent to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from certbound.commands import attack, check, compare, demo, doctor, gate
+from certbound.commands.options import Subparsers
 from certbound.errors import CertboundError, CertificateError, InputError, LadderError, MissingDependencyError
 
 log = logging.getLogger(__name__)
@@ -29,74 +32,29 @@ EXIT_CRASH: Final = 70
 
 _EPILOG: Final = """\
 exit codes:
-  0  ok
-  1  a claim fails: a lower bound exceeds an upper bound, a certificate does not prove what it says
+  0  ok; also where a theorem's hypothesis is not met by the numbers given: that is an answer
+  1  a claim fails: a lower bound exceeds an upper bound, a theorem or a gate's check does not hold
   2  bad input or usage
   3  a package is missing; the message holds the command that installs it
   70 a defect of certbound
 
 examples:
   certbound doctor
+  certbound check W.npy
+  certbound compare --model net.py:make --weights w.safetensors --data mnist5k --delta 8/255 --norm inf
+  certbound attack --weights net.npz --data test.npz --delta 0.5 --norm 2 --save adv.npz
+  certbound gate --weights net.npz --data test.npz --delta 0.1 --norm 2 --min-certified-accuracy 0.8 --junit gate.xml
   certbound demo --quick --out results/quick
-  certbound demo --seeds 5 --out results/demo
 """
 
-Subparsers = Any  # argparse._SubParsersAction is private
-
-
-def _add_doctor(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser(
-        "doctor",
-        help="what is installed, what is missing, how to install it",
-        description="List the packages that certbound can use, with versions and install commands.",
-        epilog="example:\n  certbound doctor --json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--verbose", action="store_true", help="also list torch's devices (imports torch)")
-
-    def run(args: argparse.Namespace) -> object:
-        from certbound.doctor import diagnose
-
-        return diagnose(verbose=args.verbose)
-
-    parser.set_defaults(run=run)
-
-
-def _add_demo(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser(
-        "demo",
-        help="train small networks, compare bounds with attacks, write tables and plots",
-        description="Train networks of several ranks and nuclear-norm strengths on MNIST-5k and compare every bound "
-        "with the gap that attacks find.",
-        epilog="examples:\n  certbound demo --quick\n  certbound demo --seeds 5 --out results/demo",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, default=Path("results/demo"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--seeds", type=_count, default=1, metavar="N", help="seeds 0 to N-1; default: %(default)s")
-    parser.add_argument("--device", default="cpu", help="torch device; default: %(default)s")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    parser.add_argument("--quick", action="store_true", help="fewer models and samples: a smoke test")
-
-    def run(args: argparse.Namespace) -> object:
-        from certbound.demo.run import run_demo
-
-        return run_demo(out=args.out, seeds=args.seeds, device=args.device, quiet=args.quiet, quick=args.quick)
-
-    parser.set_defaults(run=run)
-
-
-_COMMANDS: Final[tuple[Callable[[Subparsers], None], ...]] = (_add_doctor, _add_demo)
-
-
-def _count(value: str) -> int:
-    try:
-        number = int(value)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"got {value!r}; needed an integer >= 1")
-    return number
+_COMMANDS: Final[tuple[Callable[[Subparsers], None], ...]] = (
+    doctor.add,
+    check.add,
+    compare.add,
+    attack.add,
+    gate.add,
+    demo.add,
+)
 
 
 class _Version(argparse.Action):
@@ -151,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     level = logger.level
     handler = _logging_to_stderr(args)
     try:
-        result = args.run(args)
+        with contextlib.redirect_stdout(sys.stderr):
+            result = args.run(args)
         if result is not None:
             as_json = getattr(args, "json", False)
             print(json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else result, flush=True)
@@ -177,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # main is also called from Python, by tests for instance: leave logging as it was
         logger.removeHandler(handler)
         logger.setLevel(level)
-    return EXIT_OK
+    code: int = getattr(result, "exit_code", EXIT_OK)
+    return code
 
 
 def _fail(error: Exception, code: int, args: argparse.Namespace) -> int:

@@ -80,6 +80,7 @@ _PACKAGES: Final = (
     ("numpy", "numpy", "core", "arrays"),
     ("scipy", "scipy", "core", "linear algebra and linear programs"),
     ("torch", "torch", "torch", "nn.Module as input, training, compression"),
+    ("safetensors", "safetensors", "io", "files of weights that cannot run code"),
     ("pyautoattack", "pyautoattack", "attack", "APGD attacks: lower bounds of the loss gap"),
     ("auto-lirpa", "auto_LiRPA", "crown", "CROWN, alpha-CROWN, IBP margins"),
     ("tqdm", "tqdm", "crown", "needed by auto-lirpa; progress bars"),

@@ -15,21 +15,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from digits import trained
 from torch import nn
 
 from certbound import losses
 from certbound.attacks.apgd import attack
 from certbound.bound import Claim
+from certbound.crown import compat
 from certbound.crown import margins as margins_module
 from certbound.crown.compat import bounded_module, load_auto_lirpa
 from certbound.crown.margins import margins
 from certbound.errors import CertboundError, InputError, MissingDependencyError
 from certbound.io.to_torch import to_torch
 from certbound.network import Affine, Network, ReLU, as_network
-from certbound.types import Quantity, Rigor, Sense, dual_norm
+from certbound.types import Quantity, Rigor, Sense, Status, dual_norm
 
 NORMS = [2.0, math.inf]
-METHODS = ["CROWN", "IBP"]
+METHODS = ["CROWN", "IBP", "alpha-CROWN", "CROWN-IBP", "forward"]
 
 
 def network(rng, widths, *, final_relu=False):
@@ -174,7 +176,7 @@ def direct_margins(net, x, y, delta, norm, method, **options):
     return np.array(out)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "alpha-CROWN"])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("delta", [0.01, 0.1])
 def test_auto_lirpa_called_directly_gives_the_same(method, norm, delta):
@@ -196,13 +198,152 @@ def test_the_samples_beside_it_do_not_matter(method, norm):
     # guard: auto_LiRPA's CROWN bounds of a sample depend on the batch it is in
     rng = np.random.default_rng(7)
     net = network(rng, [5, 9, 9, 9, 3])
-    x, y = rng.random((20, 5)), rng.integers(0, 3, 20)
+    n = 6 if method == "alpha-CROWN" else 20
+    x, y = rng.random((n, 5)), rng.integers(0, 3, n)
     whole = margins(net, x, y, delta=0.1, norm=norm, method=method)
     for size in (1, 3):
         parts = margins(net, x, y, delta=0.1, norm=norm, method=method, batch_size=size)
         np.testing.assert_allclose(parts.lower, whole.lower, rtol=1e-12, atol=1e-12)
     back = margins(net, x[::-1], y[::-1], delta=0.1, norm=norm, method=method)
     np.testing.assert_allclose(back.lower[::-1], whole.lower, rtol=1e-12, atol=1e-12)
+
+
+# -- alpha-CROWN --------------------------------------------------------------------------------------------------
+
+
+class _OpenClamp(torch.autograd.Function):
+    """Clamp to [0, 1] with gradient 1 on the closed interval: another implementation of the one in compat."""
+
+    @staticmethod
+    def forward(ctx, alpha):
+        ctx.save_for_backward(alpha)
+        return alpha.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (alpha,) = ctx.saved_tensors
+        return gradient * ((alpha >= 0) & (alpha <= 1))
+
+
+def _mask_alpha(lower, upper, below, above):
+    on, off = (lower >= 0).to(lower), (upper <= 0).to(lower)
+    parts = [None if a is None else _OpenClamp.apply(a) * (1 - on) * (1 - off) + on for a in (below, above)]
+    return (*parts, (upper <= 0).all())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("delta", [0.02, 0.1])
+def test_auto_lirpa_called_directly_gives_the_same_alpha_crown(norm, delta, monkeypatch):
+    # sample by sample; its default dtype is what auto_LiRPA rounds its result to
+    package = load_auto_lirpa()
+    from auto_LiRPA.operators.activation import BoundRelu
+
+    rng = np.random.default_rng(6)
+    net = network(rng, [5, 12, 12, 4])
+    x, y = rng.random((5, 5)), rng.integers(0, 4, 5)
+    ours = margins(net, x, y, delta=delta, norm=norm, method="alpha-CROWN")
+    assert ours.status is Status.OK
+    assert ours.note == ""
+    crown = margins(net, x, y, delta=delta, norm=norm).lower
+    monkeypatch.setattr(BoundRelu, "_relu_mask_alpha", staticmethod(_mask_alpha))
+    torch.set_default_dtype(torch.float64)
+    try:
+        for i in range(5):
+            options = {"sparse_features_alpha": False, "sparse_spec_alpha": False, "sparse_intermediate_bounds": False,
+                       "optimize_bound_args": {"iteration": 21, "early_stop_patience": 100}}
+            sample = torch.tensor(x[i : i + 1])
+            bounded = bounded_module(to_torch(net), sample, options)
+            ball = package.PerturbationLpNorm(norm=np.inf if math.isinf(norm) else 2, eps=delta)
+            inputs = (package.BoundedTensor(sample, ball),)
+            c = torch.eye(4)[y[i : i + 1]][:, None] - torch.eye(4)[None]
+            with torch.no_grad():
+                stable = margins_module._stable(torch, bounded, inputs)
+            low, _ = bounded.compute_bounds(
+                x=inputs, C=c, method="alpha-CROWN", bound_upper=False, reference_bounds=stable
+            )
+            rest = np.isfinite(ours.lower[i])
+            expected = np.maximum(low.detach().numpy()[0], crown[i])[rest]
+            np.testing.assert_allclose(ours.lower[i][rest], expected, rtol=1e-9, atol=1e-9)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert np.any(ours.lower > crown + 1e-3)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_alpha_crown_is_better_than_crown_on_a_trained_network(norm):
+    # guard: the gradient of clamp at its limits; without it the bounds are CROWN's
+    model, x, y = trained()
+    x, y, delta = x[1400:1410], y[1400:1410], 0.1 if math.isinf(norm) else 0.6
+    crown = margins(model, x, y, delta=delta, norm=norm)
+    optimised = margins(model, x, y, delta=delta, norm=norm, method="alpha-CROWN")
+    assert crown.status is optimised.status is Status.OK
+    assert optimised.lower.dtype == np.float64
+    rest = np.isfinite(crown.lower)
+    assert np.all(optimised.lower >= crown.lower)
+    gain = np.mean((optimised.lower - crown.lower)[rest]) / abs(np.mean(crown.lower[rest]))
+    assert gain >= 0.01
+    assert optimised.loss_gap.value < crown.loss_gap.value
+    assert optimised.loss_gap.claim == crown.loss_gap.claim
+    found = attack(model, x, y, delta=delta, norm=norm, method="worst", steps=50, device="cpu")
+    for points in (found.x_adv, found.x_wrong):
+        reached = losses.margins_of(as_network(model).forward(points), y)
+        assert np.all(optimised.lower[rest] <= reached[rest])
+
+
+def test_alpha_crown_that_does_not_optimise_says_so(monkeypatch):
+    model, x, y = trained()
+    x, y = x[1400:1404], y[1400:1404]
+    crown = margins(model, x, y, delta=0.1, norm="inf")
+    stuck = compat.clamp_stops_gradients()
+    monkeypatch.setattr(compat, "clamp_stops_gradients", lambda: False)
+    report = margins(model, x, y, delta=0.1, norm="inf", method="alpha-CROWN")
+    if stuck:
+        assert report.status is Status.FAILED
+        assert "no gradient reached a slope" in report.note
+        assert "no gradient reached a slope" in str(report)
+        assert report.to_dict()["status"] == "FAILED"
+        np.testing.assert_allclose(report.lower, crown.lower, rtol=1e-7, atol=1e-7)
+        assert np.all(report.lower >= crown.lower)
+    else:
+        assert report.status is Status.OK
+
+
+def test_alpha_crown_with_nothing_to_optimise_is_ok():
+    # no ReLU at all, and none that can switch
+    assert margins(**{**GOOD, "method": "alpha-CROWN"}).status is Status.OK
+    a, b = np.random.default_rng(1).standard_normal((2, 4, 4))
+    net = Network((Affine(a, np.full(4, 100.0)), ReLU(), Affine(b)))
+    report = margins(net, [[0.5] * 4], [0], delta=0.1, norm=2, method="alpha-CROWN")
+    assert report.status is Status.OK
+    np.testing.assert_array_equal(report.lower, margins(net, [[0.5] * 4], [0], delta=0.1, norm=2).lower)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("inside"), IndexError("inside"), AssertionError("inside")])
+def test_alpha_crown_that_crashes_gives_crown(monkeypatch, error):
+    def crash(*_):
+        raise error
+
+    monkeypatch.setattr(margins_module._Problem, "optimised", crash)
+    report = margins(**{**GOOD, "method": "alpha-CROWN"})
+    assert report.status is Status.FAILED
+    assert "inside" in report.note
+    np.testing.assert_array_equal(report.lower, margins(**GOOD).lower)
+
+
+def test_a_nan_of_the_optimisation_is_no_bound(monkeypatch):
+    nan = np.full((1, 2), math.nan)
+    monkeypatch.setattr(margins_module._Problem, "optimised", lambda *_: (nan, ""))
+    np.testing.assert_array_equal(margins(**{**GOOD, "method": "alpha-CROWN"}).lower, margins(**GOOD).lower)
+
+
+def test_more_iterations_are_never_worse():
+    model, x, y = trained()
+    few, more = (
+        margins(model, x[1400:1403], y[1400:1403], delta=0.1, norm="inf", method="alpha-CROWN", iterations=n).lower
+        for n in (1, 6)
+    )
+    assert np.all(more >= few - 1e-12)
+    assert np.any(more > few + 1e-3)
 
 
 def test_one_logit_is_two_classes():
@@ -259,10 +400,11 @@ GOOD = {"model": [np.eye(2)], "x": [[0.6, 0.4]], "y": [0], "delta": 0.1, "norm":
         ({"delta": -0.1}, "delta"),
         ({"delta": math.inf}, "delta"),
         ({"norm": 1}, "norm"),
-        ({"method": "alpha-CROWN"}, "'CROWN' or 'IBP'"),
-        ({"method": "crown"}, "'CROWN' or 'IBP'"),
-        ({"method": "forward"}, "'CROWN' or 'IBP'"),
+        ({"method": "crown"}, "'CROWN' or 'IBP' or 'alpha-CROWN'"),
+        ({"method": "beta-CROWN"}, "'CROWN' or 'IBP'"),
         ({"batch_size": 0}, "batch_size"),
+        ({"iterations": 0}, "iterations"),
+        ({"iterations": True}, "iterations"),
         ({"model": nn.Sequential(nn.Linear(2, 2), nn.SiLU())}, "SiLU"),
         ({"model": 3.0}, "model"),
         ({"model": [np.full((2, 2), 1e308), np.full((2, 2), 1e308)]}, "overflow"),
@@ -275,12 +417,12 @@ def test_bad_input(change, word):
 
 
 def test_a_bound_above_the_centre_is_an_error(monkeypatch):
-    monkeypatch.setattr(margins_module, "_bounded", lambda *_: np.array([[0.0, 0.2 + 1e-5]]))
+    monkeypatch.setattr(margins_module, "_bounded", lambda *_: (np.array([[0.0, 0.2 + 1e-5]]), ""))
     with pytest.raises(CertboundError, match="above the margin at the centre"):
         margins(**GOOD)
-    monkeypatch.setattr(margins_module, "_bounded", lambda *_: np.array([[0.0, 0.2 + 1e-9]]))
+    monkeypatch.setattr(margins_module, "_bounded", lambda *_: (np.array([[0.0, 0.2 + 1e-9]]), ""))
     np.testing.assert_array_equal(margins(**GOOD).lower, margins(**GOOD).clean)  # rounding: cut off
-    monkeypatch.setattr(margins_module, "_bounded", lambda *_: np.array([[0.0, math.nan]]))
+    monkeypatch.setattr(margins_module, "_bounded", lambda *_: (np.array([[0.0, math.nan]]), ""))
     with pytest.raises(CertboundError, match="NaN"):
         margins(**GOOD)
 
@@ -299,16 +441,24 @@ def test_missing_package(monkeypatch, name):
 # -- nothing of the caller's is changed ---------------------------------------------------------------------------
 
 
-def test_model_and_modes_and_random_state_are_untouched(capfd, recwarn):
+@pytest.mark.parametrize("method", METHODS)
+def test_model_and_modes_and_random_state_are_untouched(method, capfd, recwarn):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    state = torch.get_rng_state()
+    state, own = torch.get_rng_state(), load_auto_lirpa().operators.BoundRelu._relu_mask_alpha
     x = np.random.default_rng(8).random((3, 4))
-    report = margins(model, torch.tensor(x), torch.tensor([0, 1, 2]), delta=0.1, norm=2)
+    report = margins(model, torch.tensor(x), torch.tensor([0, 1, 2]), delta=0.1, norm=2, method=method)
+    assert report.status is Status.OK
     with torch.inference_mode():
-        np.testing.assert_array_equal(margins(model, x, [0, 1, 2], delta=0.1, norm=2).lower, report.lower)
+        again = margins(model, x, [0, 1, 2], delta=0.1, norm=2, method=method)
+    np.testing.assert_array_equal(again.lower, report.lower)
+    assert again.status is Status.OK
+    with torch.no_grad():
+        again = margins(model, x, [0, 1, 2], delta=0.1, norm=2, method=method)
+    np.testing.assert_array_equal(again.lower, report.lower)
     assert torch.equal(state, torch.get_rng_state())
+    assert load_auto_lirpa().operators.BoundRelu._relu_mask_alpha is own
     assert model.training
     assert all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -317,13 +467,14 @@ def test_model_and_modes_and_random_state_are_untouched(capfd, recwarn):
     assert len(recwarn) == 0
 
 
-def test_threads():
+@pytest.mark.parametrize("method", ["CROWN", "alpha-CROWN"])
+def test_threads(method):
     rng = np.random.default_rng(9)
     net = network(rng, [4, 6, 3])
     x, y = rng.random((3, 4)), np.array([0, 1, 2])
-    expected = margins(net, x, y, delta=0.1, norm=2).lower
+    expected = margins(net, x, y, delta=0.1, norm=2, method=method).lower
     with ThreadPoolExecutor(4) as pool:
-        for lower in pool.map(lambda _: margins(net, x, y, delta=0.1, norm=2).lower, range(8)):
+        for lower in pool.map(lambda _: margins(net, x, y, delta=0.1, norm=2, method=method).lower, range(8)):
             np.testing.assert_array_equal(lower, expected)
 
 

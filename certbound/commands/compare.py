@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _EXAMPLES = """\
-exit codes: 0 ok; 1 a lower bound exceeds an upper bound: somebody's bound is wrong; 2 bad input; 3 a package is missing.
+exit codes: 0 ok; 1 a lower bound exceeds an upper bound: somebody's bound is wrong; 2 bad input; 3 a package is
+missing.
 
 results are cached: the same network, samples, options and versions print the same table again (with the seconds of
 the first run). A result in which a method failed, ran out of time or was not installed is not kept. The cache is in

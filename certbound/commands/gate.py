@@ -56,7 +56,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="T",
         help="by more than this: absolute for accuracies, relative for the others; default: %(default)s",
     )
-    group.add_argument("--write-baseline", type=Path, metavar="JSON", help="write the numbers of this run, if it passes")
+    group.add_argument("--write-baseline", type=Path, metavar="JSON", help="write this run's numbers, if it passes")
     group.add_argument("--junit", type=Path, metavar="XML", help="write a JUnit report")
     parser.set_defaults(run=run)
 

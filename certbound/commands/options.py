@@ -10,7 +10,7 @@ from typing import Any
 Subparsers = Any  # argparse._SubParsersAction is private
 
 
-def add_command(subparsers: Subparsers, name: str, *, help: str, description: str, examples: str) -> Any:  # noqa: A002
+def add_command(subparsers: Subparsers, name: str, *, help: str, description: str, examples: str) -> Any:
     """A subparser with examples at its end, ``--json`` and ``--quiet``."""
     parser = subparsers.add_parser(
         name,

@@ -131,8 +131,8 @@ def package_version(package: Any) -> str:
     return f"auto_LiRPA {version or 'of unknown version'}"
 
 
-def bounded_module(module: Any, example: Any) -> Any:
-    """A fresh ``BoundedModule`` of ``module`` for inputs like ``example``.
+def bounded_module(module: Any, example: Any, options: dict[str, Any] | None = None) -> Any:
+    """A fresh ``BoundedModule`` of ``module`` for inputs like ``example``, with auto_LiRPA's bound options.
 
     Converting sets the opset version of torch's ONNX exporter (a global that the user's own exports read); it is
     put back.
@@ -142,7 +142,7 @@ def bounded_module(module: Any, example: Any) -> Any:
         settings = _opset_globals()
         before = None if settings is None else settings.export_onnx_opset_version
         try:
-            return package.BoundedModule(module, example)
+            return package.BoundedModule(module, example, bound_opts=options)
         finally:
             if settings is not None:
                 settings.export_onnx_opset_version = before
@@ -201,11 +201,9 @@ def _watched(original: Any, watch: SlopeWatch, stops: bool) -> Any:
         if stops:
             at_limit = ((alpha <= 0) | (alpha >= 1)).to(clamped.dtype) * unstable
             clamped = clamped + at_limit * (alpha - alpha.detach())
-        # a slope that no ReLU uses gets a gradient too: of stable ones none is wanted
-        passing = clamped * unstable + (clamped * (1 - unstable)).detach()
-        if passing.requires_grad:
-            passing.register_hook(lambda gradient: wanted(gradient * unstable))
-        return passing
+        if clamped.requires_grad:
+            clamped.register_hook(lambda gradient: wanted(gradient * unstable))  # a stable ReLU's slope is fixed
+        return clamped
 
     def mask_alpha(lower: Any, upper: Any, below: Any, above: Any) -> Any:
         low, high, *rest = original(lower, upper, below, above)

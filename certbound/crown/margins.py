@@ -1,4 +1,4 @@
-"""Certified lower bounds of classification margins on a ball, by auto_LiRPA's CROWN and IBP."""
+"""Certified lower bounds of classification margins on a ball, by auto_LiRPA's CROWN, α-CROWN, IBP and their kin."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ import numpy.typing as npt
 from certbound import losses, text
 from certbound.arrays import F64, I64, as_float64, as_labels, frozen
 from certbound.bound import Bound, Claim
-from certbound.crown.compat import bounded_module, load_auto_lirpa, package_version
+from certbound.crown.compat import bounded_module, load_auto_lirpa, package_version, watch_slopes
 from certbound.errors import CertboundError, InputError
 from certbound.io.to_torch import import_torch, to_torch, two_class
 from certbound.network import Network, as_network
-from certbound.types import SCHEMA_VERSION, Quantity, Rigor, Sense, norm_name, parse_delta, parse_norm
+from certbound.types import SCHEMA_VERSION, Quantity, Rigor, Sense, Status, norm_name, parse_delta, parse_norm
 
+_LIRPA = "by auto_LiRPA (Xu et al. 2020, arXiv:2002.12920)"
 METHODS = {
-    "CROWN": "CROWN (Zhang et al. 2018, arXiv:1811.00866), by auto_LiRPA (Xu et al. 2020, arXiv:2002.12920)",
-    "IBP": "interval bound propagation (Gowal et al. 2018, arXiv:1810.12715), by auto_LiRPA (arXiv:2002.12920)",
+    "CROWN": f"CROWN (Zhang et al. 2018, arXiv:1811.00866), {_LIRPA}",
+    "IBP": f"interval bound propagation (Gowal et al. 2018, arXiv:1810.12715), {_LIRPA}",
+    "alpha-CROWN": f"CROWN with optimised slopes (Xu et al. 2021, arXiv:2011.13824), {_LIRPA}",
+    "CROWN-IBP": f"CROWN for the margins, IBP for the neurons (Zhang et al. 2020, arXiv:1906.06316), {_LIRPA}",
+    "forward": f"forward linear bounds (Xu et al. 2020, arXiv:2002.12920), {_LIRPA}",
 }
 """The methods and their sources."""
 
@@ -39,6 +43,7 @@ class MarginReport:
     certified : (samples,), every margin bound > 0: no point of the ball is classified otherwise.
     y : labels. delta, norm, clip, method, seconds, package : how the bounds were asked for and made.
     domain, subject : what the claims of its bounds are about.
+    status, note : FAILED if α-CROWN did not optimise, and why; the bounds are CROWN's then, and hold all the same.
     """
 
     lower: F64
@@ -53,6 +58,8 @@ class MarginReport:
     package: str
     domain: str = field(repr=False)
     subject: str = field(repr=False)
+    status: Status = Status.OK
+    note: str = ""
 
     @property
     def certified_accuracy(self) -> float:
@@ -95,6 +102,7 @@ class MarginReport:
             ("smallest margin", f">= {text.number(float(np.min(self.lower)))}", str(gap.rigor)),
             ("domain", self.domain, ""),
             ("method", f"{self.method} ({self.package}, {self.seconds:.3g} s)", ""),
+            ("status", f"{self.status}{self.note and ': ' + self.note}", ""),
         ]
         return text.table(rows, header=("quantity", "value", "trust"))
 
@@ -104,6 +112,8 @@ class MarginReport:
             "schema_version": SCHEMA_VERSION,
             "method": self.method,
             "package": self.package,
+            "status": self.status.name,
+            "note": self.note,
             "delta": self.delta,
             "norm": norm_name(self.norm),
             "clip": None if self.clip is None else list(self.clip),
@@ -154,44 +164,114 @@ def _stable(torch: Any, bounded: Any, inputs: tuple[Any]) -> dict[str, list[Any]
     return found
 
 
+_DENSE = {
+    "sparse_features_alpha": False,
+    "sparse_spec_alpha": False,
+    "sparse_intermediate_bounds": False,
+    "verbosity": 0,
+}
+"""Bound options of α-CROWN. The first two crash auto_LiRPA 0.3 on small layers; with the third, which neurons are
+bounded at all, and so where the slopes start, would depend on the samples beside one in a batch."""
+
+_PATIENCE = 10**9
+"""Iterations without improvement after which auto_LiRPA stops (all samples together), and prints that it does."""
+
+
+class _Problem:
+    """One network, ready to be bounded batch by batch."""
+
+    def __init__(
+        self, network: Network, delta: float, norm: float, clip: tuple[float, float] | None, method: str,
+        iterations: int,
+    ) -> None:
+        self.torch, self.package = import_torch("margins"), load_auto_lirpa()
+        self.delta, self.norm, self.clip, self.method, self.iterations = delta, norm, clip, method, iterations
+        self.module = to_torch(network)[1:]  # x is flat already, and a traced Flatten fixes nothing worth having
+        if network.n_outputs == 1:
+            self.module = two_class(self.module)
+        self.classes = max(network.n_outputs, 2)
+        self.example = self.torch.zeros((1, network.n_inputs), dtype=self.torch.float64)
+        self.bounded = bounded_module(self.module, self.example)
+
+    def inputs(self, centre: F64) -> tuple[Any]:
+        """The ball around each sample."""
+        torch, box = self.torch, dict[str, Any]()
+        if math.isinf(self.norm):
+            low, high = centre - self.delta, centre + self.delta
+            if self.clip is not None:
+                low, high = np.maximum(low, self.clip[0]), np.minimum(high, self.clip[1])
+            box = {"x_L": torch.from_numpy(low), "x_U": torch.from_numpy(high)}
+        norm = np.inf if math.isinf(self.norm) else self.norm
+        ball = self.package.PerturbationLpNorm(norm=norm, eps=self.delta, **box)
+        return (self.package.BoundedTensor(torch.from_numpy(centre.copy()), ball),)
+
+    def bound(self, centre: F64, y: I64) -> tuple[F64, str]:
+        """Lower bounds of the margins, shape (samples, classes), and why α-CROWN did not optimise, if so."""
+        # row j of sample i is e_y − e_j: the margin is bounded as one function; the row j = y is 0
+        margins_of_outputs = np.eye(self.classes)[y][:, None, :] - np.eye(self.classes)[None, :, :]
+        specification = self.torch.from_numpy(margins_of_outputs)
+        inputs = self.inputs(centre)
+        with self.torch.no_grad():  # auto_LiRPA would keep a graph of everything
+            backward = self.method in ("CROWN", "alpha-CROWN")
+            stable = _stable(self.torch, self.bounded, inputs) if backward else None
+            low, _ = self.bounded.compute_bounds(
+                x=inputs, C=specification, method="CROWN" if backward else self.method, bound_upper=False,
+                reference_bounds=stable,
+            )
+        lower: F64 = low.detach().numpy()
+        if lower.dtype != np.float64:
+            raise CertboundError(f"auto_LiRPA returned {lower.dtype} bounds of a float64 model")
+        if self.method != "alpha-CROWN":
+            return lower, ""
+        try:
+            better, note = self.optimised(centre, specification, stable)
+        except (RuntimeError, LookupError, TypeError, AttributeError, AssertionError) as error:
+            return lower, f"alpha-CROWN failed ({type(error).__name__}: {error}), CROWN's bounds are shown"
+        # each is a lower bound; and a NaN of the optimisation is none
+        return np.fmax(lower, better), note
+
+    def optimised(self, centre: F64, specification: Any, stable: dict[str, list[Any]] | None) -> tuple[F64, str]:
+        """The best bounds of all iterations, kept here: auto_LiRPA's own are rounded to float32, or crash on it."""
+        torch = self.torch
+        best: list[Any] = []
+
+        def keep(low: Any) -> bool:
+            with torch.no_grad():
+                best[:] = [torch.fmax(best[0], low.detach()) if best else low.detach().clone()]
+            return False
+
+        options = {
+            "iteration": self.iterations + 1,  # no step follows the last one
+            "early_stop_patience": _PATIENCE,
+            "stop_criterion_func": keep,
+            "keep_best": False,
+        }
+        bounded = bounded_module(self.module, self.example, {**_DENSE, "optimize_bound_args": options})
+        watch = watch_slopes(bounded)
+        with torch.enable_grad():
+            bounded.compute_bounds(
+                x=self.inputs(centre), C=specification, method="alpha-CROWN", bound_upper=False,
+                reference_bounds=stable,
+            )
+        if not best or best[0].dtype != torch.float64:
+            raise CertboundError("alpha-CROWN returned no float64 bounds")
+        stuck = watch.wanted and not watch.reached
+        note = "alpha-CROWN did not optimise (no gradient reached a slope), CROWN's bounds are shown" if stuck else ""
+        return best[0].numpy(), note
+
+
 def _bounded(
     network: Network, x: F64, y: I64, delta: float, norm: float, clip: tuple[float, float] | None, method: str,
-    batch_size: int,
-) -> F64:
-    """auto_LiRPA's lower bounds, shape (samples, classes), one batch after the other."""
+    batch_size: int, iterations: int,
+) -> tuple[F64, str]:
+    """auto_LiRPA's lower bounds, shape (samples, classes), one batch after the other, and what failed."""
     torch = import_torch("margins")
-    package = load_auto_lirpa()
-    with torch.no_grad():  # auto_LiRPA would keep a graph of everything
-        module = to_torch(network)[1:]  # x is flat already, and a traced Flatten fixes nothing worth having
-        if network.n_outputs == 1:
-            module = two_class(module)
-        classes = max(network.n_outputs, 2)
-        bounded = bounded_module(module, torch.zeros((1, x.shape[1]), dtype=torch.float64))
-        parts: list[F64] = []
-        for start in range(0, len(x), batch_size):
-            centre, labels = x[start : start + batch_size], y[start : start + batch_size]
-            # row j of sample i is e_y − e_j: the margin is bounded as one function; the row j = y is 0
-            specification = np.eye(classes)[labels][:, None, :] - np.eye(classes)[None, :, :]
-            box: dict[str, Any] = {}
-            if math.isinf(norm):
-                low, high = centre - delta, centre + delta
-                if clip is not None:
-                    low, high = np.maximum(low, clip[0]), np.minimum(high, clip[1])
-                box = {"x_L": torch.from_numpy(low), "x_U": torch.from_numpy(high)}
-            ball = package.PerturbationLpNorm(norm=np.inf if math.isinf(norm) else norm, eps=delta, **box)
-            inputs = (package.BoundedTensor(torch.from_numpy(centre.copy()), ball),)
-            low_bound, _ = bounded.compute_bounds(
-                x=inputs,
-                C=torch.from_numpy(specification),
-                method=method,
-                bound_upper=False,
-                reference_bounds=_stable(torch, bounded, inputs) if method == "CROWN" else None,
-            )
-            parts.append(low_bound.detach().numpy())
-    lower: F64 = np.concatenate(parts)
-    if lower.dtype != np.float64:
-        raise CertboundError(f"auto_LiRPA returned {lower.dtype} bounds of a float64 model")
-    return lower
+    with torch.inference_mode(False), torch.no_grad():
+        problem = _Problem(network, delta, norm, clip, method, iterations)
+        batches = range(0, len(x), batch_size)
+        parts = [problem.bound(x[i : i + batch_size], y[i : i + batch_size]) for i in batches]
+    notes = dict.fromkeys(note for _, note in parts if note)
+    return np.concatenate([lower for lower, _ in parts]), "; ".join(notes)
 
 
 def margins(
@@ -204,6 +284,7 @@ def margins(
     method: str = "CROWN",
     clip: object = None,
     batch_size: int = 32,
+    iterations: int = 20,
 ) -> MarginReport:
     """Certified lower bounds of ``f_y − f_j`` on the ball ``‖a‖ <= delta`` around every sample.
 
@@ -214,14 +295,17 @@ def margins(
     y : labels 0…C−1 (0/1 with one logit).
     delta : radius of the perturbation a, in the units of x.
     norm : 2 or ∞, the norm of a.
-    method : ``"CROWN"`` or ``"IBP"``.
+    method : ``"CROWN"``; ``"alpha-CROWN"``, never below it and slower; ``"IBP"``, ``"CROWN-IBP"`` and ``"forward"``,
+        faster and looser.
     clip : ``(low, high)``: only inputs with every entry in this range count. With norm ∞ the bounds use it; with
         norm 2 they are those of the whole ball, which hold on the smaller set as well.
     batch_size : samples bounded together; it changes time and memory, not the bounds (but for their rounding).
+    iterations : gradient steps of α-CROWN's optimisation; the best bound on the way counts.
 
     Returns
     -------
-    A frozen :class:`MarginReport`; its bounds are *numerical* (float64, rounding not accounted for).
+    A frozen :class:`MarginReport`; its bounds are *numerical* (float64, rounding not accounted for). If α-CROWN could
+    not optimise, they are CROWN's, with the status FAILED and a note.
 
     Raises
     ------
@@ -243,8 +327,9 @@ def margins(
         raise InputError(
             "method", got=repr(method), needed=" or ".join(repr(m) for m in METHODS), fix="pass method='CROWN'"
         )
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError("batch_size", got=repr(batch_size), needed="an integer >= 1", fix="pass batch_size=32")
+    for name, value, usual in (("batch_size", batch_size, 32), ("iterations", iterations, 20)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(name, got=repr(value), needed="an integer >= 1", fix=f"pass {name}={usual}")
     box = _parse_clip(clip)
     array = as_float64(x, "x")
     network = _network(model, array)
@@ -260,11 +345,11 @@ def margins(
     if not np.all(np.isfinite(logits)):
         raise InputError("model", got="outputs that overflow", needed="finite outputs", fix="check its weights")
     clean = losses.margins_of(logits, labels)
-    rows = np.arange(len(labels))
+    rows, note = np.arange(len(labels)), ""
     if radius == 0.0:
         lower = clean.copy()  # the ball is its centre; auto_LiRPA would be off by its own 1e-8 at kinks
     else:
-        lower = _bounded(network, flat, labels, radius, p, box, method, batch_size)
+        lower, note = _bounded(network, flat, labels, radius, p, box, method, batch_size, iterations)
         lower[rows, labels] = math.inf
         if np.any(np.isnan(lower)):
             raise CertboundError(f"{method} returned NaN for {int(np.isnan(lower).any(axis=1).sum())} samples")
@@ -281,4 +366,5 @@ def margins(
     return MarginReport(
         frozen(lower), frozen(clean), certified, labels, radius, p, box, method, time.perf_counter() - begin,
         package_version(package), losses.perturbation_domain(flat, labels, radius, p, box), network.digest,
+        Status.FAILED if note else Status.OK, note,
     )

@@ -36,6 +36,7 @@ from certbound.types import GLOBAL, Quantity, Rigor, Sense, Status, parse_norm
 SOURCE = "a.e. Jacobian of a piecewise affine map (Rademacher); certbound theory, section 8"
 _CHUNK = 2**22  # numbers in one batch of Jacobians
 _STARTS = 8  # points that the local search starts from
+_PATIENCE = 10  # rounds of the search in which no start grows
 _BOUNDARIES = 32  # of a point's region, the nearest first, that one round crosses
 _STEPS_ACROSS = (1e-3, 0.1, 1.0)  # how far beyond a boundary, relative to the distance to it
 _TINY = 2.0**-1000
@@ -270,9 +271,7 @@ class _Model:
             if math.isinf(self.norm):
                 norms = np.max(np.sum(np.abs(J) * (1 - J.shape[2] * 2.0**-52) - lost, axis=2), axis=1)
             else:
-                finite = np.all(np.isfinite(J), axis=(1, 2))
-                norms = _spectral_norms(np.where(finite[:, None, None], J, 0.0))
-                norms = norms * (1 - 2.0**-46) - np.linalg.norm(lost, axis=(1, 2))
+                norms = _spectral_norms(np.where(np.isfinite(J), J, 0.0)) - np.linalg.norm(lost, axis=(1, 2))
             gradients = self._gradients(len(x), masks) if details else ()
         usable = smooth & np.isfinite(norms)
         norms = np.where(usable, np.maximum(norms - _TINY, 0.0), 0.0)
@@ -287,11 +286,15 @@ class _Model:
 
 
 def _spectral_norms(J: F64) -> F64:
-    """σ_1 of each matrix of a batch."""
-    if 1 in J.shape[1:]:
-        rows: F64 = np.linalg.norm(J, axis=(1, 2))
-        return rows
-    norms: F64 = np.linalg.norm(J, 2, axis=(1, 2))
+    """σ_1 of each matrix of a batch from the smaller Gram matrix, rounded down by more than its error (numerical)."""
+    top = np.max(np.abs(J), axis=(1, 2))
+    scale = np.exp2(np.floor(np.log2(np.where(top > 0, top, 1.0))))
+    J = J / scale[:, None, None]
+    few, many = sorted(J.shape[1:])
+    gram = J @ J.transpose(0, 2, 1) if J.shape[1] == few else J.transpose(0, 2, 1) @ J
+    squares = gram[:, 0, 0] if few == 1 else np.linalg.eigvalsh(gram)[:, -1]
+    # λ_max is off by a few (many + few) u ‖J‖_F² <= (many + few) few u λ_max
+    norms: F64 = np.sqrt(np.maximum(squares, 0.0)) * scale * (1 - 8 * (many + few) * few * 2.0**-53)
     return norms
 
 
@@ -421,8 +424,13 @@ def find_best_point(
     value, neurons = sampled, sum(w.shape[0] for w in model.weights)
     starts = max(1, min(_STARTS, _CHUNK // max(1, neurons * network.n_inputs), int(np.sum(counts))))
     current, reached = x[order[:starts]], norms[order[:starts]]
+    idle = 0
     for _ in range(ascent_steps if neurons and counts.any() else 0):
+        before = reached
         current, reached = _climb(model, current, reached, ball, rng)
+        idle = 0 if bool(np.any(reached > before)) else idle + 1
+        if idle == _PATIENCE:
+            break
         top = int(np.argmax(reached))
         if reached[top] > value:
             best, value = current[top], float(reached[top])
