@@ -12,7 +12,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from certbound.attacks.apgd import AttackReport, attack
+    from certbound.attacks.universal import UniversalReport, universal_perturbation
+    from certbound.attribution import Attribution
     from certbound.bound import Bound, Claim, Result, compose, tightest
+    from certbound.ci_gate import Baseline, GateReport, Limits, gate
     from certbound.comparison import Comparison, compare, compare_curve
     from certbound.compressibility import dispersion, smallest_k, tail_ratio
     from certbound.crown.margins import MarginReport, margins
@@ -25,10 +28,15 @@ if TYPE_CHECKING:
         MissingDependencyError,
         UnsupportedLayerError,
     )
+    from certbound.io.factory import load_model
+    from certbound.io.quantised import dequantise
     from certbound.lipschitz.alignment import lipschitz_alignment
+    from certbound.lipschitz.exact import lipschitz_exact
     from certbound.lipschitz.patterns import lipschitz_patterns
     from certbound.lipschitz.product import lipschitz_product
+    from certbound.lipschitz.sampled import lipschitz_sampled
     from certbound.lipschitz.sdp import lipschitz_sdp
+    from certbound.model_comparison import ModelComparison, certified_radii, compare_models
     from certbound.network import Affine, Ball, Flatten, Network, Normalise, ReLU, as_network
     from certbound.norms.dense import (
         frobenius_norm_upper,
@@ -42,6 +50,14 @@ if TYPE_CHECKING:
     from certbound.types import Quantity, Rigor, Sense, Status
 
 _HOMES = {
+    "certbound.attribution": ("Attribution",),
+    "certbound.ci_gate": ("Baseline", "GateReport", "Limits", "gate"),
+    "certbound.io.quantised": ("dequantise",),
+    "certbound.io.factory": ("load_model",),
+    "certbound.model_comparison": ("ModelComparison", "certified_radii", "compare_models"),
+    "certbound.attacks.universal": ("UniversalReport", "universal_perturbation"),
+    "certbound.lipschitz.exact": ("lipschitz_exact",),
+    "certbound.lipschitz.sampled": ("lipschitz_sampled",),
     "certbound.attacks.apgd": ("AttackReport", "attack"),
     "certbound.bound": ("Bound", "Claim", "Result", "compose", "tightest"),
     "certbound.comparison": ("Comparison", "compare", "compare_curve"),
@@ -70,6 +86,20 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Attribution",
+    "Baseline",
+    "GateReport",
+    "Limits",
+    "gate",
+    "dequantise",
+    "load_model",
+    "ModelComparison",
+    "certified_radii",
+    "compare_models",
+    "UniversalReport",
+    "universal_perturbation",
+    "lipschitz_exact",
+    "lipschitz_sampled",
     "__version__",
     "Affine",
     "AttackReport",

@@ -36,7 +36,9 @@ def _from_tensor(value: Any, name: str) -> Any:
     if value.layout is not torch.strided:
         value = value.to_dense()
     if value.is_quantized:
-        value = value.dequantize()
+        from certbound.io.quantised import from_torch
+
+        return from_torch(value, name)  # torch's own dequantize() rounds to float32
     # bfloat16 has no numpy dtype; every torch float but float64 fits into float64 exactly.
     value = value.detach().resolve_neg()
     return value.to(device="cpu", dtype=torch.float64 if value.is_floating_point() else value.dtype).numpy()

@@ -21,7 +21,7 @@ from certbound.arrays import F64, as_float64, as_labels
 from certbound.attribution import Attribution, attribute
 from certbound.bound import Bound, Claim
 from certbound.errors import InputError, LadderError
-from certbound.methods import LADDER, METHODS, Attacked, Constants, Method, Problem
+from certbound.methods import LADDER, METHODS, Attacked, Constants, Method, Problem, empirical_gap
 from certbound.progress import track
 from certbound.robustness import Certified, Samples, certify_by_constants
 from certbound.theorems.corollary33 import classifier
@@ -122,13 +122,8 @@ class Comparison:
 
     @property
     def empirical_gap(self) -> float | None:
-        """The largest mean loss gap that an attack found; None without an attack."""
-        found = [
-            r.value
-            for r in self.rows
-            if r.quantity is Quantity.LOSS_GAP and r.sense is Sense.LOWER and r.status is Status.OK
-        ]
-        return max(found) if found else None
+        """Mean over samples of the largest loss gap that any attack found; None without an attack."""
+        return empirical_gap(self.attacked)
 
     def __str__(self) -> str:
         head = (
@@ -249,6 +244,9 @@ def _prepare(problem: Problem, method: Method) -> _Outcome:
     command = method.missing()
     if command is not None:
         return _Outcome(method, Status.NOT_INSTALLED, f"install with: {command}", 0.0, None)
+    reason = method.unsupported(problem)
+    if reason is not None:
+        return _Outcome(method, Status.UNSUPPORTED, reason, 0.0, None)
     reason = method.too_large(problem)
     if reason is not None:
         return _Outcome(method, Status.TOO_LARGE, reason, 0.0, None)
@@ -269,13 +267,13 @@ def _prepare(problem: Problem, method: Method) -> _Outcome:
 
 def _chosen(methods: Sequence[str] | None) -> list[Method]:
     if methods is None:
-        return list(METHODS.values())
+        return [method for method in METHODS.values() if method.default]
     if isinstance(methods, str):
         methods = [methods]
     unknown = [m for m in methods if m not in METHODS]
     if unknown or not methods:
         raise InputError(
-            "methods", got=repr(unknown or methods), needed=f"names among {list(METHODS)}", fix="None runs all of them"
+            "methods", got=repr(unknown or methods), needed=f"names among {list(METHODS)}", fix="None runs the defaults"
         )
     return [METHODS[name] for name in METHODS if name in methods]
 
@@ -310,7 +308,7 @@ def compare(
     ----------
     model : nn.Module, Network or list of weight matrices, ending in logits (one logit: two classes).
     x, y : samples in [0, 1], shape (samples, …), and class indices. delta : radius in the units of x. norm : 2 or ∞.
-    methods : names from ``certbound.methods.METHODS``; None runs all.
+    methods : names from ``certbound.methods.METHODS``; None runs those that are defaults.
     n_samples : a random subset (``seed``) of this size. time_limit : seconds; methods not started in time get
         status TIME_LIMIT and a vacuous row. progress : a bar on stderr.
 
@@ -407,8 +405,7 @@ def _evaluate(problem: Problem, outcomes: Sequence[_Outcome], delta: float) -> C
     constants = {o.method.name: o.constants for o in done if o.constants is not None}
     links = ladder_links(constants, certified, attacked)
     _check_ladder(links, samples.network.digest)
-    gaps = [float(np.mean(a.loss_gap)) for a in attacked.values()]
-    empirical = max(gaps) if gaps else None
+    empirical = empirical_gap(attacked)
     rows: list[Row] = []
     for outcome in done:
         rows += _rows(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -68,7 +68,12 @@ class Constants:
 
 @dataclass(frozen=True, eq=False)
 class Attacked:
-    """What an attack found: margins and loss gaps at its points (flat), in float64."""
+    """What an attack found, in float64.
+
+    ``margins``: (samples, classes), the smallest of those at the points found, which may be two of a sample: that of
+    the highest loss and a misclassified one. ``loss_gap``: (samples,), at the points of the highest loss, ``points``
+    (flat).
+    """
 
     margins: F64
     loss_gap: F64
@@ -80,7 +85,8 @@ class Method:
     """A method with what it can do.
 
     ``sense``: the side of its loss gap or constant. ``packages``: what must be installed (any one of a tuple inside).
-    ``too_large``: a reason why the problem exceeds the method, or None. ``corollary``: the loss gap is Corollary 3.3's.
+    ``too_large``: a reason why the problem exceeds the method, or None; ``unsupported``: why the method does not apply
+    to it at all. ``corollary``: the loss gap is Corollary 3.3's. ``default``: runs if no methods are named.
     """
 
     name: str
@@ -95,6 +101,8 @@ class Method:
     rigor: Rigor = Rigor.NUMERICAL
     corollary: bool = False
     too_large: Callable[[Problem], str | None] = lambda _: None
+    unsupported: Callable[[Problem], str | None] = lambda _: None
+    default: bool = True
 
     def missing(self) -> str | None:
         """The command that installs what is missing, or None."""
@@ -157,19 +165,47 @@ def _margins_by(method: str) -> Callable[[Problem, float], Certified]:
 
         s = problem.samples
         report = margins(s.network, s.x, s.y, delta=delta, norm=s.norm, method=method, clip=s.clip)
+        if report.status is not Status.OK:  # its bounds are another method's: compare shows the failure
+            raise RuntimeError(report.note)
         return Certified(report.lower, gap_of_margins(s, report.lower))
 
     return certify
 
 
-def _apgd(problem: Problem, delta: float) -> Attacked:
-    from certbound.attacks.apgd import attack
+def _margin_method(name: str, source: str, *, default: bool = True) -> Method:
+    return Method(
+        name, "margins", Sense.UPPER, source, certify=_margins_by(name), packages=_LIRPA, install=_CROWN_INSTALL,
+        default=default,
+    )
 
-    s = problem.samples
-    found = attack(s.network, s.x, s.y, delta=delta, norm=s.norm, method="apgd-ce", seed=problem.seed)
-    points = s.network.flat_inputs(found.x_adv)
-    logits = class_logits(s.network.forward(points))
-    return Attacked(margins_of(logits, s.y), cast("F64", found.per_sample_gap), points)
+
+def _attack_by(method: str) -> Callable[[Problem, float], Attacked]:
+    def search(problem: Problem, delta: float) -> Attacked:
+        from certbound.attacks.apgd import attack
+
+        s = problem.samples
+        found = attack(s.network, s.x, s.y, delta=delta, norm=s.norm, method=method, seed=problem.seed)
+        points, wrong = (s.network.flat_inputs(x) for x in (found.x_adv, found.x_wrong))
+        margins = [margins_of(class_logits(s.network.forward(x)), s.y) for x in (points, wrong)]
+        return Attacked(np.minimum(*margins), cast("F64", found.per_sample_gap), points)
+
+    return search
+
+
+def _too_few_classes(least: int) -> Callable[[Problem], str | None]:
+    def reason(problem: Problem) -> str | None:
+        classes = problem.samples.margins.shape[1]
+        return None if classes >= least else f"{classes} classes (its loss needs {least}); use apgd-ce"
+
+    return reason
+
+
+def _attack_method(name: str, source: str, least_classes: int, *, default: bool = True) -> Method:
+    return Method(
+        name, "attack", Sense.LOWER, source, attack=_attack_by(name), default=default,
+        packages=(("torch",), ("autoattack", "pyautoattack")), install="pip install 'certbound[attack]'",
+        unsupported=_too_few_classes(least_classes),
+    )
 
 
 _PAPER = "Barsbey et al., ICLR 2026, Corollary 3.3 with "
@@ -179,15 +215,9 @@ _CROWN_INSTALL = "pip install 'certbound[crown]' && pip install --no-deps auto-l
 METHODS: dict[str, Method] = {
     m.name: m
     for m in (
-        Method(
-            "apgd-ce",
-            "attack",
-            Sense.LOWER,
-            "AutoPGD, cross-entropy (Croce & Hein, ICML 2020)",
-            attack=_apgd,
-            packages=(("torch",), ("autoattack", "pyautoattack")),
-            install="pip install 'certbound[attack]'",
-        ),
+        _attack_method("apgd-ce", "AutoPGD, cross-entropy (Croce & Hein, ICML 2020)", 2),
+        _attack_method("apgd-dlr", "AutoPGD, difference of logits ratio (Croce & Hein, ICML 2020)", 3, default=False),
+        _attack_method("apgd-t", "AutoPGD, targeted DLR (Croce & Hein, ICML 2020)", 4, default=False),
         Method("gradient", "lipschitz", Sense.LOWER, "margin gradients at the samples", constants=_gradient),
         _encoder_method("printed", _PAPER + "Theorem 3.1 as printed"),
         _encoder_method("derived", _PAPER + "Theorem 3.1, derived form"),
@@ -215,27 +245,26 @@ METHODS: dict[str, Method] = {
             install="pip install 'certbound[sdp]'",
             too_large=_cvxpy_too_large,
         ),
-        Method(
-            "IBP",
-            "margins",
-            Sense.UPPER,
-            "interval bound propagation (auto_LiRPA)",
-            certify=_margins_by("IBP"),
-            packages=_LIRPA,
-            install=_CROWN_INSTALL,
-        ),
-        Method(
-            "CROWN",
-            "margins",
-            Sense.UPPER,
-            "CROWN (auto_LiRPA)",
-            certify=_margins_by("CROWN"),
-            packages=_LIRPA,
-            install=_CROWN_INSTALL,
-        ),
+        _margin_method("IBP", "interval bound propagation (auto_LiRPA)"),
+        _margin_method("CROWN-IBP", "CROWN on IBP's bounds of the neurons (auto_LiRPA)", default=False),
+        _margin_method("forward", "forward linear bounds (auto_LiRPA)", default=False),
+        _margin_method("CROWN", "CROWN (auto_LiRPA)"),
+        _margin_method("alpha-CROWN", "CROWN with optimised slopes (auto_LiRPA)", default=False),
     )
 }
-"""Every method, by name, in the order of the tables."""
+"""Every method, by name, in the order of the tables. The slower and the looser ones are no defaults."""
+
+def empirical_gap(attacked: Mapping[str, Attacked]) -> float | None:
+    """Mean over samples of the largest loss gap that any attack found; None without an attack.
+
+    >>> one, other = (Attacked(np.zeros((2, 2)), np.array(gap)) for gap in ([1.0, 0.0], [0.0, 3.0]))
+    >>> empirical_gap({"a": one, "b": other})
+    2.0
+    """
+    if not attacked:
+        return None
+    return float(np.mean(np.max([a.loss_gap for a in attacked.values()], axis=0)))
+
 
 LADDER: tuple[tuple[str, str], ...] = (
     ("patterns", "sdp-cvxpy"),
@@ -251,4 +280,4 @@ LADDER: tuple[tuple[str, str], ...] = (
 )
 """Pairs of methods whose margin constants are ordered, entry by entry (theory, section 8)."""
 
-__all__ = ["LADDER", "METHODS", "Attacked", "Constants", "Method", "Problem"]
+__all__ = ["LADDER", "METHODS", "Attacked", "Constants", "Method", "Problem", "empirical_gap"]

@@ -13,4 +13,4 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 # pytest's import mode 'importlib' leaves sys.path alone; test modules say `from budget import matrix_settings`.
 sys.path.insert(0, str(Path(__file__).parent))
 
-import budget  # noqa: F401  # registers and loads the profile
+import budget  # noqa: E402, F401

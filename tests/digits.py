@@ -24,6 +24,7 @@ def trained():
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(data[batch]), labels[batch]).backward()
                 optimizer.step()
+    optimizer.zero_grad()
     model.eval()
     model.requires_grad_(False)
     x.flags.writeable = y.flags.writeable = False

@@ -1,4 +1,4 @@
-# a script: it prints
+# ruff: noqa: T201  # a script: it prints
 """Break the library on purpose, one way at a time, and check that a test notices.
 
     python tests/mutate.py [word …]      # those whose name, file or tests contain a word; all without arguments

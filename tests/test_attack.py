@@ -13,16 +13,19 @@ import types
 import numpy as np
 import pytest
 import torch
+from digits import trained
 from torch import nn
 
 from certbound import losses
 from certbound.attacks import apgd
 from certbound.attacks.apgd import attack
 from certbound.bound import Claim
+from certbound.comparison import compare
 from certbound.errors import CertboundError, InputError, MissingDependencyError
 from certbound.io.to_torch import to_torch, two_class
-from certbound.network import Affine, Flatten, Network, Normalise, ReLU
-from certbound.types import Quantity, Rigor, Sense, dual_norm
+from certbound.methods import METHODS, Attacked
+from certbound.network import Affine, Flatten, Network, Normalise, ReLU, as_network
+from certbound.types import Quantity, Rigor, Sense, Status, dual_norm
 
 NORMS = [2.0, math.inf]
 
@@ -250,6 +253,235 @@ def test_the_targeted_library_called_directly_fools_the_same_samples(norm, resta
     assert 4 <= fooled <= 14
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("method", sorted(apgd.METHODS))
+def test_every_attack_reports_what_its_points_do(norm, method):
+    rng = np.random.default_rng(22)
+    net = network(rng, [6, 12, 5])
+    x, y = rng.random((20, 6)), rng.integers(0, 5, 20)
+    y[:12] = np.argmax(net.forward(x[:12]), axis=1)  # the others are misclassified, most of them
+    report = run(net, x, y, 0.08, norm, method=method, steps=15)
+    for points in (report.x_adv, report.x_wrong):
+        assert np.all(np.linalg.norm(points - x, norm, axis=1) <= 0.08)
+        assert 0 <= points.min() <= points.max() <= 1
+    loss = losses.cross_entropy(net.forward(report.x_adv), y)
+    np.testing.assert_allclose(report.adversarial_loss, loss, rtol=1e-13, atol=1e-15)
+    assert np.all(report.per_sample_gap >= 0)
+    right = [np.all(losses.margins_of(net.forward(p), y) > 0, axis=1) for p in (x, report.x_adv, report.x_wrong)]
+    np.testing.assert_array_equal(report.adversarial_correct, right[2])
+    assert not np.any(right[2] & ~right[1])  # a misclassified x_adv is counted
+    assert report.robust_accuracy == np.mean(right[0] & right[1] & right[2])
+    np.testing.assert_array_equal(report.x_wrong[right[2]], report.x_adv[right[2]])
+    assert report.robust_accuracy < report.clean_accuracy
+    improved = report.per_sample_gap > 0
+    assert improved[12:].mean() > 0.6  # samples that are misclassified already are attacked by all of them
+    assert improved.mean() > 0.6
+    assert report.ran == (("apgd-ce", "apgd-dlr", "apgd-t") if method == "worst" else (method,))
+    assert report.loss_gap.method == method
+    assert report.loss_gap.source == apgd.METHODS[method]
+    assert report.certificate.verify(net)
+    assert report.certificate.value == pytest.approx(report.loss_gap.value, rel=1e-12)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_worst_is_the_worst_of_each_sample(norm):
+    model, x, y = trained()
+    x, y = x[1400:1440], y[1400:1440]
+    alone = {m: run(model, x, y, 0.1 if math.isinf(norm) else 0.5, norm, method=m) for m in apgd.METHODS}
+    worst = alone.pop("worst")
+    assert worst.ran == tuple(alone)
+    np.testing.assert_array_equal(worst.adversarial_loss, np.max([r.adversarial_loss for r in alone.values()], axis=0))
+    np.testing.assert_array_equal(
+        worst.adversarial_correct, np.all([r.adversarial_correct for r in alone.values()], axis=0)
+    )
+    assert "worst of apgd-ce, apgd-dlr, apgd-t" in str(worst)
+    assert worst.to_dict()["ran"] == ["apgd-ce", "apgd-dlr", "apgd-t"]
+    assert worst.loss_gap.value > max(r.loss_gap.value for r in alone.values())
+
+
+def test_worst_leaves_out_what_does_not_apply():
+    rng = np.random.default_rng(23)
+    for classes, ran in ((1, 1), (2, 1), (3, 2), (4, 3)):
+        net = network(rng, [4, 6, classes])
+        report = run(net, rng.random((3, 4)), [0, 1, 0], method="worst", steps=3)
+        assert report.ran == ("apgd-ce", "apgd-dlr", "apgd-t")[:ran]
+    assert run(net, rng.random((3, 4)), [0, 1, 0], 0.0, method="worst").ran == ()
+
+
+def test_a_misclassified_point_counts_although_another_has_the_higher_loss(monkeypatch):
+    # three classes, label 0: A = (0, 0.1, -9) is misclassified with loss 0.744, B = (0, -0.01, -0.01) is not, 1.092
+    table = {0.0: (5.0, 0.0, 0.0), 1.0: (0.0, 0.1, -9.0), 2.0: (0.0, -0.01, -0.01)}
+    net = Network((Affine(np.eye(3, 2)),))
+
+    def logits(torch_, module, x, *_):
+        return np.array([table[float(np.rint(v * 10))] for v in x[:, 0]])
+
+    monkeypatch.setattr(apgd, "logits_of", logits)
+    for order in ([0.1, 0.2], [0.2, 0.1]):
+        monkeypatch.setattr(apgd._Settings, "points", lambda *_, o=order: [np.array([[v, 0.5]]) for v in o])
+        report = run(net, [[0.0, 0.5]], [0], 0.3)
+        np.testing.assert_allclose(report.x_adv, [[0.2, 0.5]])
+        np.testing.assert_allclose(report.x_wrong, [[0.1, 0.5]])
+        assert report.adversarial_loss[0] == pytest.approx(math.log(1 + 2 * math.exp(-0.01)), rel=1e-12)
+        assert report.clean_accuracy == 1.0
+        assert report.robust_accuracy == report.robust_accuracy_bound.value == 0.0
+        assert report.adversarial_correct.tolist() == [False]
+
+
+def test_points_that_are_no_numbers_are_not_found(monkeypatch):
+    bad = np.array([[math.nan, 0.4], [math.inf, 0.4]])
+    monkeypatch.setattr(apgd._Settings, "points", lambda *_: [bad])
+    for norm in NORMS:
+        report = run([np.eye(2)], [[0.6, 0.4], [0.7, 0.3]], [0, 0], 0.1, norm)
+        assert np.all(np.isfinite(report.x_adv))
+        assert np.all(report.adversarial_loss >= report.clean_loss)
+
+
+@pytest.mark.parametrize("method", ["apgd-ce", "apgd-dlr", "apgd-t"])
+def test_restarts_are_run_and_help(method, monkeypatch):
+    from pyautoattack.autopgd_base import APGDAttack
+
+    runs, original = [], APGDAttack.attack_single_run
+
+    def counted(self, *arguments, **more):
+        runs.append(original(self, *arguments, **more))
+        return runs[-1]
+
+    monkeypatch.setattr(APGDAttack, "attack_single_run", counted)
+    rng = np.random.default_rng(24)
+    net = network(rng, [6, 30, 30, 5])
+    x, y = rng.random((20, 6)), rng.integers(0, 5, 20)
+    gaps = []
+    for restarts in (1, 4):
+        runs.clear()
+        gaps.append(run(net, x, y, 0.3, method=method, steps=4, restarts=restarts).per_sample_gap)
+        assert len(runs) == restarts * (4 if method == "apgd-t" else 1)
+    assert np.all(gaps[1] >= gaps[0] - 1e-12) if method != "apgd-t" else gaps[1].mean() > gaps[0].mean()
+    assert gaps[1].mean() > gaps[0].mean()
+
+
+def test_no_more_than_nine_targets(monkeypatch):
+    seen = record(monkeypatch)
+    net = network(np.random.default_rng(25), [4, 8, 12])
+    run(net, np.full((2, 4), 0.5), [0, 1], method="apgd-t", steps=2)
+    assert len(seen["apgd-t"]) == 2 * 9
+
+
+def test_no_sample_is_its_own_target():
+    # label 3 has the second highest logit: the library would take it for the first target, with a gradient of 0
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    class Attacker:
+        def init_hyperparam(self, x):
+            pass
+
+        def attack_single_run(self, x, y):
+            seen.append(self.y_target.tolist())
+
+    settings = apgd._Settings(torch, Spy(), 0.1, math.inf, 1, 1, 0, torch.device("cpu"))
+    settings._targeted(Attacker(), torch.tensor([[0.9, 0.1, 0.3, 0.5], [0.9, 0.1, 0.3, 0.5]]), torch.tensor([3, 0]))
+    assert seen == [[0, 3], [2, 2], [1, 1]]
+
+
+# -- beside another library ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.filterwarnings("ignore")  # foolbox's own
+def test_foolbox_is_not_stronger(norm):
+    # An independent PGD of 100 steps, three random starts, and its points measured by us in float64. APGD adapts its
+    # steps: ours is at least as strong but for noise, here 1 % of the gap and one sample in fifty.
+    import foolbox
+
+    model, x, y = trained()
+    x, y = x[1400:1500], y[1400:1500]
+    delta = 0.08 if math.isinf(norm) else 0.4
+    kind = foolbox.attacks.LinfPGD if math.isinf(norm) else foolbox.attacks.L2PGD
+    ours = run(model, x, y, delta, norm, steps=100)
+    theirs = np.zeros(100)
+    wrong = np.zeros(100, dtype=bool)
+    net = as_network(model)
+    with torch.random.fork_rng():
+        for seed in range(3):
+            torch.manual_seed(seed)
+            victim = foolbox.PyTorchModel(copy.deepcopy(model), bounds=(0, 1), device="cpu")
+            found = kind(steps=100)(victim, torch.tensor(x).float(), torch.tensor(y), epsilons=delta)[1]
+            found = found.double().numpy()
+            assert np.all(np.linalg.norm(found - x, norm, axis=1) <= delta * (1 + 1e-5))
+            logits = net.forward(found)
+            theirs = np.maximum(theirs, losses.cross_entropy(logits, y) - ours.clean_loss)
+            wrong |= np.argmax(logits, axis=1) != y
+    assert ours.loss_gap.value >= 0.99 * theirs.mean()
+    assert ours.robust_accuracy <= np.mean(~wrong) + 0.02
+    assert theirs.mean() >= 0.5 * ours.loss_gap.value  # it is no empty comparison
+
+
+# -- in compare ---------------------------------------------------------------------------------------------------
+
+
+def test_compare_runs_the_attacks_that_apply():
+    rng = np.random.default_rng(26)
+    names = ["apgd-ce", "apgd-dlr", "apgd-t"]
+    for classes in (2, 3, 4):
+        net = network(rng, [4, 8, classes])
+        x, y = rng.random((10, 4)), rng.integers(0, classes, 10)
+        both = compare(net, x, y, delta=0.1, norm=2, methods=[*names, "CROWN"])
+        for name, least in zip(names, (2, 3, 4), strict=True):
+            row = both.row(name)
+            if classes < least:
+                assert row.status is Status.UNSUPPORTED
+                assert f"{classes} classes" in row.note
+                assert row.value == 0.0
+                assert both.row(name, "robust accuracy").value == 1.0
+            else:
+                assert row.status is Status.OK
+                assert row.value > 0
+        gaps = [a.loss_gap for a in both.attacked.values()]
+        assert len(gaps) == classes - 1
+        assert both.empirical_gap == np.mean(np.max(gaps, axis=0))
+        assert both.row("CROWN").ratio == pytest.approx(both.row("CROWN").value / both.empirical_gap)
+
+
+def test_the_empirical_gap_takes_the_worst_attack_of_each_sample(monkeypatch):
+    import dataclasses
+
+    net, x, y = network(np.random.default_rng(27), [3, 4, 3]), np.full((2, 3), 0.5), [0, 1]
+    far = np.full((2, 3), 9.0)
+    for name, gap in (("apgd-ce", [0.02, 0.0]), ("apgd-dlr", [0.0, 0.06])):
+        found = Attacked(far, np.array(gap))
+        changed = dataclasses.replace(METHODS[name], attack=lambda *_, found=found: found)
+        monkeypatch.setitem(METHODS, name, changed)
+    both = compare(net, x, y, delta=0.1, norm=2, methods=["apgd-ce", "apgd-dlr"])
+    assert both.empirical_gap == pytest.approx(0.04)
+    assert compare(net, x, y, delta=0.1, norm=2, methods=["cover"]).empirical_gap is None
+
+
+def test_compare_counts_every_misclassified_sample(monkeypatch):
+    net = Network.from_weights([np.eye(3)])
+    x = np.array([[0.9, 0.1, 0.1]])
+
+    def attack_(*_, **__):
+        return types.SimpleNamespace(
+            x_adv=np.array([[0.5, 0.45, 0.45]]), x_wrong=np.array([[0.5, 0.51, 0.0]]), per_sample_gap=np.array([0.1])
+        )
+
+    monkeypatch.setattr(apgd, "attack", attack_)
+    both = compare(net, x, [0], delta=0.5, norm=math.inf, methods=["apgd-ce"])
+    assert both.row("apgd-ce", "robust accuracy").value == 0.0
+
+
+def test_compare_names_no_slow_method_by_itself():
+    slow = {"apgd-dlr", "apgd-t", "alpha-CROWN", "CROWN-IBP", "forward"}
+    assert {name for name, method in METHODS.items() if not method.default} == slow
+    net = network(np.random.default_rng(28), [3, 4, 4])
+    rows = {r.method for r in compare(net, np.full((2, 3), 0.5), [0, 1], delta=0.05, norm=2).rows}
+    assert rows == set(METHODS) - slow
+
+
 def test_a_found_point_that_is_no_worse_gives_the_sample_itself(monkeypatch):
     net = Network.from_weights([np.eye(2)])
     _, name = apgd._library()
@@ -311,8 +543,6 @@ def test_any_module_and_tensors_and_the_claim():
     assert outside.subject == ""
     assert outside.loss_gap.value > 0
     inside = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
-    from certbound.network import as_network
-
     report = run(inside, x, y)
     assert report.subject == as_network(inside).digest
     domain = losses.perturbation_domain(x, y, 0.1, math.inf, (0.0, 1.0))
@@ -357,8 +587,8 @@ class _Fake:
 
 def _states():
     return (
-        torch.get_rng_state().tolist(), random.getstate(), [str(s) for s in np.random.get_state()],
-        np.random.get_state()[1].tolist(), torch.get_default_dtype(), torch.is_grad_enabled(),
+        torch.get_rng_state().tolist(), random.getstate(), [str(s) for s in np.random.get_state()],  # noqa: NPY002
+        np.random.get_state()[1].tolist(), torch.get_default_dtype(), torch.is_grad_enabled(),  # noqa: NPY002
         torch.is_inference_mode_enabled(),
     )
 
@@ -368,7 +598,7 @@ def test_global_state_is_restored(monkeypatch, fails):
     class Rude(_Fake):
         def perturb(self, x, y, best_loss=False):
             torch.manual_seed(1)
-            np.random.seed(2)
+            np.random.seed(2)  # noqa: NPY002
             random.seed(3)
             sys.settrace(None)
             torch.set_default_dtype(torch.float64)
@@ -379,7 +609,7 @@ def test_global_state_is_restored(monkeypatch, fails):
 
     monkeypatch.setattr(apgd, "_library", lambda *_: (Rude, "rude"))
     random.random()
-    np.random.rand()
+    np.random.rand()  # noqa: NPY002
     torch.rand(1)
     before, old = _states(), sys.gettrace()
 
@@ -400,10 +630,16 @@ def test_global_state_is_restored(monkeypatch, fails):
     assert _states() == before
 
 
-def test_the_real_library_moves_no_random_state_and_prints_nothing(capfd, recwarn):
-    before = _states()
-    run([np.eye(2)], [[0.6, 0.4]], [0])
+@pytest.mark.parametrize("method", sorted(apgd.METHODS))
+def test_the_real_library_moves_no_random_state_and_prints_nothing(method, capfd, recwarn):
+    # a network of zeros has no gradient, of which the library warns where the loss is a DLR
+    net = Network((Affine(np.eye(4)), ReLU(), Affine(np.eye(4), -np.eye(4)[0])))
+    before, tracer = _states(), sys.gettrace()
+    run(net, [[0.6, 0.4, 0.1, 0.0], [0.0, 0.0, 0.0, 0.0]], [0, 1], delta=1e-3, method=method, restarts=2)
+    dead = Network((Affine(np.zeros((4, 4))), ReLU(), Affine(np.eye(4))))
+    run(dead, [[0.6, 0.4, 0.1, 0.0]], [0], method=method)
     assert _states() == before
+    assert sys.gettrace() is tracer
     assert capfd.readouterr() == ("", "")
     assert len(recwarn) == 0
 
@@ -477,8 +713,12 @@ GOOD = {"model": [np.eye(2)], "x": [[0.6, 0.4]], "y": [0], "delta": 0.1, "norm":
         ({"delta": -0.1}, "delta"),
         ({"delta": math.nan}, "delta"),
         ({"norm": 1}, "norm"),
-        ({"method": "apgd-dlr"}, "'apgd-ce'"),
-        ({"method": "apgd-t"}, "'apgd-ce'"),
+        ({"method": "apgd-dlr"}, "'apgd-dlr' for a model of 2 classes; needed at least 3.*method='apgd-ce'"),
+        ({"method": "apgd-t"}, "'apgd-t' for a model of 2 classes; needed at least 4.*method='apgd-ce'"),
+        ({"method": "apgd-t", "model": [np.eye(3, 2)]}, "'apgd-t' for a model of 3 classes"),
+        ({"method": "apgd-t", "model": [np.eye(1, 2)]}, "'apgd-t' for a model of 2 classes"),
+        ({"method": "apgd"}, "'apgd-ce' or 'apgd-dlr' or 'apgd-t' or 'worst'"),
+        ({"method": ""}, "method"),
         ({"steps": 0}, "steps"),
         ({"restarts": 0}, "restarts"),
         ({"restarts": True}, "restarts"),

@@ -21,6 +21,7 @@ from torch import nn
 from certbound import losses
 from certbound.attacks.apgd import attack
 from certbound.bound import Claim
+from certbound.comparison import compare
 from certbound.crown import compat
 from certbound.crown import margins as margins_module
 from certbound.crown.compat import bounded_module, load_auto_lirpa
@@ -280,7 +281,7 @@ def test_alpha_crown_is_better_than_crown_on_a_trained_network(norm):
     assert optimised.lower.dtype == np.float64
     rest = np.isfinite(crown.lower)
     assert np.all(optimised.lower >= crown.lower)
-    gain = np.mean((optimised.lower - crown.lower)[rest]) / abs(np.mean(crown.lower[rest]))
+    gain = np.mean(optimised.lower[rest] - crown.lower[rest]) / abs(np.mean(crown.lower[rest]))
     assert gain >= 0.01
     assert optimised.loss_gap.value < crown.loss_gap.value
     assert optimised.loss_gap.claim == crown.loss_gap.claim
@@ -330,10 +331,38 @@ def test_alpha_crown_that_crashes_gives_crown(monkeypatch, error):
     np.testing.assert_array_equal(report.lower, margins(**GOOD).lower)
 
 
+def test_an_auto_lirpa_that_shows_no_bounds_on_its_way_gives_crown(monkeypatch):
+    # its own result is float32: on the wrong side, perhaps
+    monkeypatch.setattr(margins_module, "bounded_module", lambda module, example, options=None: bounded_module(
+        module, example, None if options is None else {**options, "optimize_bound_args": {"keep_best": False}}
+    ))
+    report = margins(**{**GOOD, "model": [np.eye(2), np.eye(2)], "method": "alpha-CROWN"})
+    assert report.status is Status.FAILED
+    assert "no float64 bounds" in report.note
+
+
 def test_a_nan_of_the_optimisation_is_no_bound(monkeypatch):
     nan = np.full((1, 2), math.nan)
     monkeypatch.setattr(margins_module._Problem, "optimised", lambda *_: (nan, ""))
     np.testing.assert_array_equal(margins(**{**GOOD, "method": "alpha-CROWN"}).lower, margins(**GOOD).lower)
+
+
+def test_compare_runs_every_margin_method(monkeypatch):
+    model, x, y = trained()
+    x, y = x[1400:1404], y[1400:1404]
+    names = ["apgd-ce", "IBP", "CROWN-IBP", "forward", "CROWN", "alpha-CROWN"]
+    both = compare(model, x, y, delta=0.08, norm="inf", methods=names)
+    assert [r.method for r in both.rows[::2]] == names
+    assert {r.status for r in both.rows} == {Status.OK}
+    gap = {name: both.row(name).value for name in names}
+    assert gap["apgd-ce"] < gap["alpha-CROWN"] < gap["CROWN"] < gap["CROWN-IBP"] < gap["IBP"] < math.inf
+    assert gap["CROWN"] < gap["forward"]
+    assert len(both.ladder) == 2 * 5
+    monkeypatch.setattr(margins_module._Problem, "optimised", lambda *_: (np.full((4, 10), -math.inf), "it did not"))
+    row = compare(model, x, y, delta=0.08, norm="inf", methods=["alpha-CROWN"]).row("alpha-CROWN")
+    assert row.status is Status.FAILED  # CROWN's numbers are not shown under its name
+    assert "it did not" in row.note
+    assert row.value == math.inf
 
 
 def test_more_iterations_are_never_worse():

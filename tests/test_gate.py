@@ -1,11 +1,13 @@
 """The gate: passes on proofs only, says which, and fails closed."""
 
-from __future__ import annotations
+from __future__ import annotations  # noqa: I001
 
 import dataclasses
+import itertools
 import json
 import math
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from certbound.bound import Bound, Claim
 from certbound.comparison import Comparison, Row, compare
 from certbound.errors import InputError
-from certbound.gate import Baseline, Limits, gate
+from certbound.ci_gate import Baseline, Limits, gate
 from certbound.network import Network
 from certbound.types import Quantity, Rigor, Sense, Status
 
@@ -45,13 +47,19 @@ def gap(method, value, sense=Sense.UPPER, **more):
     return row(method, Quantity.LOSS_GAP, value, sense, **more)
 
 
-def comparison(*rows, **more):
+def problem(shape):
+    """As much of a Problem as the gate looks at."""
+    network = Network.from_weights([np.ones((b, a)) for a, b in itertools.pairwise(shape)])
+    return SimpleNamespace(samples=SimpleNamespace(network=network))
+
+
+def comparison(*rows, shape=(4, 5, 3), **more):
     settings = {
         "rows": rows, "ladder": (), "delta": 0.1, "norm": math.inf, "n_samples": 10, "clean_accuracy": 0.9,
-        "clean_loss": 0.3, "seed": 0, "subject": "net", "certified": {}, "attacked": {},
+        "clean_loss": 0.3, "seed": 0, "subject": "net", "certified": {}, "attacked": {}, "constants": {},
+        "problem": problem(shape),
     }  # fmt: skip
-    names = {f.name for f in dataclasses.fields(Comparison)}
-    return Comparison(**{k: v for k, v in {**settings, **more}.items() if k in names})
+    return Comparison(**{**settings, **more})
 
 
 FULL = (
@@ -181,17 +189,14 @@ def test_limits_that_ask_nothing_are_refused(name, value):
 
 # -- baselines ----------------------------------------------------------------------------------------------------
 
-SHAPE = (4, 5, 3)
-
-
 def saved_baseline(tmp_path, *rows, **more):
-    Baseline.of(comparison(*(rows or FULL), **more), shape=SHAPE).save(tmp_path / "base.json")
+    Baseline.of(comparison(*(rows or FULL), **more)).save(tmp_path / "base.json")
     return Baseline.load(tmp_path / "base.json")
 
 
 def test_baseline_round_trip(tmp_path):
     base = saved_baseline(tmp_path)
-    assert base == Baseline.of(comparison(*FULL), shape=SHAPE)
+    assert base == Baseline.of(comparison(*FULL))
     assert base.values == {
         "certified accuracy": 0.7, "Lipschitz constant": 8.0, "loss gap": 1.5, "robust accuracy": 0.8
     }  # fmt: skip
@@ -202,10 +207,10 @@ def test_baseline_round_trip(tmp_path):
 
 def test_the_same_numbers_pass_and_better_ones_too(tmp_path):
     base = saved_baseline(tmp_path)
-    report = gate(comparison(*FULL), None, base, shape=SHAPE)
+    report = gate(comparison(*FULL), None, base)
     assert report.passed and len(report.checks) == 4 and {c.kind for c in report.checks} == {"baseline"}
     better = [certified("CROWN", 0.9), lipschitz("m", 1.0), gap("m", 0.1), attacked("a", 0.95)]
-    assert gate(comparison(*better), None, base, shape=SHAPE, tolerance=0.0).passed
+    assert gate(comparison(*better), None, base, tolerance=0.0).passed
 
 
 @pytest.mark.parametrize(
@@ -222,38 +227,38 @@ def test_a_regression_fails_beyond_the_tolerance(tmp_path, worse, name, enough):
     rows = [
         worse if (r.method, r.quantity, r.sense) == (worse.method, worse.quantity, worse.sense) else r for r in FULL
     ]
-    report = gate(comparison(*rows), None, base, shape=SHAPE)
+    report = gate(comparison(*rows), None, base)
     assert [c.name for c in report.checks if not c.passed] == [name] and report.exit_code == 1
     assert "baseline" in next(c for c in report.checks if not c.passed).reason
-    assert gate(comparison(*rows), None, base, shape=SHAPE, tolerance=enough).passed
-    assert not gate(comparison(*rows), None, base, shape=SHAPE, tolerance=enough / 10).passed
+    assert gate(comparison(*rows), None, base, tolerance=enough).passed
+    assert not gate(comparison(*rows), None, base, tolerance=enough / 10).passed
 
 
 def test_what_is_no_longer_proved_is_a_regression(tmp_path):
     base = saved_baseline(tmp_path)
     rows = [dataclasses.replace(r, status=Status.NOT_INSTALLED) if r.method == "apgd-ce" else r for r in FULL]
-    report = gate(comparison(*rows), None, base, shape=SHAPE, tolerance=100.0)
+    report = gate(comparison(*rows), None, base, tolerance=100.0)
     assert [c.name for c in report.checks if not c.passed] == ["robust accuracy"]
 
 
 @pytest.mark.parametrize(
-    ("more", "shape", "word"),
+    ("more", "word"),
     [
-        ({"delta": 0.2}, SHAPE, "delta"),
-        ({"norm": 2.0}, SHAPE, "norm"),
-        ({"n_samples": 11}, SHAPE, "number of samples"),
-        ({}, (4, 6, 3), "network shape"),
-        ({}, None, "network shape"),
-        ("other samples", SHAPE, "samples"),
+        ({"delta": 0.2}, "delta"),
+        ({"norm": 2.0}, "norm"),
+        ({"n_samples": 11}, "number of samples"),
+        ({"shape": (4, 6, 3)}, "network shape"),
+        ({"shape": (4, 5, 5, 3)}, "network shape"),
+        ("other samples", "samples"),
     ],
 )
-def test_a_baseline_about_something_else_is_refused(tmp_path, more, shape, word):
+def test_a_baseline_about_something_else_is_refused(tmp_path, more, word):
     base = saved_baseline(tmp_path)
     rows = FULL
     if more == "other samples":
         rows, more = [certified("CROWN", 0.9, domain=DOMAIN.replace("abc", "def"))], {}
     with pytest.raises(InputError, match=f"a baseline with {word} ") as info:
-        gate(comparison(*rows, **more), None, base, shape=shape)
+        gate(comparison(*rows, **more), None, base)
     assert info.value.argument == "baseline"
 
 
@@ -284,7 +289,7 @@ def test_damaged_baselines_are_refused(tmp_path, content):
 def test_a_baseline_without_numbers_and_bad_tolerances(tmp_path):
     base = saved_baseline(tmp_path, certified("m", 0.0))
     with pytest.raises(InputError, match="without numbers"):
-        gate(comparison(*FULL), None, base, shape=SHAPE)
+        gate(comparison(*FULL), None, base)
     for tolerance in (-1.0, math.nan, math.inf, True, "0.1"):
         with pytest.raises(InputError, match="tolerance"):
             gate(comparison(*FULL), Limits(0.1), tolerance=tolerance)

@@ -837,14 +837,14 @@ def test_nothing_is_changed():
     attributes = {k: id(v) for k, v in vars(model).items()}
     parameters = [id(p) for p in model.parameters()]
     torch.manual_seed(5)
-    saved = np.random.get_state()
-    np.random.seed(123)
-    numpy_state = np.random.get_state()[1].copy()
+    saved = np.random.get_state()  # noqa: NPY002
+    np.random.seed(123)  # noqa: NPY002
+    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
     torch_state = torch.get_rng_state()
     from_module(model)
     assert torch.equal(torch.get_rng_state(), torch_state)
-    assert np.array_equal(np.random.get_state()[1], numpy_state)
-    np.random.set_state(saved)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+    np.random.set_state(saved)  # noqa: NPY002
     assert {k: id(v) for k, v in vars(model).items()} == attributes
     assert [id(p) for p in model.parameters()] == parameters
     assert model.training and model.fc.training and model.seen == "before" and model.calls == 1

@@ -12,23 +12,21 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
+from safetensors import numpy as safetensors_numpy
+from safetensors.torch import save_file as save_torch_file
+from torch import nn
+from torch.nn.utils import prune
 
 from certbound.errors import InputError, MissingDependencyError
-from certbound.io import npy
+from certbound.io import npy, weights_file
 from certbound.io.factory import load_factory, load_model
 from certbound.io.files import natural_key
 from certbound.io.layers import named_matrices
 from certbound.io.quantised import dequantise, is_exact
+from certbound.io.torch_layers import Normalise
+from certbound.io.weights_file import chain, load_into, load_weights, to_network
 from certbound.network import Affine, Network, ReLU, as_network
-
-torch = pytest.importorskip("torch")
-safetensors_numpy = pytest.importorskip("safetensors.numpy")
-from torch import nn  # noqa: E402
-from torch.nn.utils import prune  # noqa: E402
-
-from certbound.io import weights_file  # noqa: E402
-from certbound.io.torch_layers import Normalise  # noqa: E402
-from certbound.io.weights_file import chain, load_into, load_weights, to_network  # noqa: E402
 
 RNG = np.random.default_rng(0)
 W1, B1, W2 = RNG.standard_normal((4, 3)), RNG.standard_normal(4), RNG.standard_normal((2, 4))
@@ -280,21 +278,19 @@ def test_quantised_modules_are_refused_with_the_reason(tmp_path):
 
 
 def test_safetensors_chain_is_in_order_of_its_numbers(tmp_path, caplog):
-    layers = {f"net__{i}__weight": np.eye(3) * i for i in (2, 10, 0)}
+    layers = {f"net__{i}__weight": np.eye(3) * i for i in (2, 10, 0, 9, 21, 100)}
     path = saved_safetensors(tmp_path / "w.safetensors", **layers, net__2__bias=np.ones(3))
     with caplog.at_level(logging.INFO):
         net = load_model(None, path)
-    assert [layer.weight[0, 0] for layer in net.layers if isinstance(layer, Affine)] == [0.0, 2.0, 10.0]
+    assert [layer.weight[0, 0] for layer in net.layers if isinstance(layer, Affine)] == [0, 2, 9, 10, 21, 100]
     assert np.array_equal(net.layers[2].bias, np.ones(3))
-    assert "read as a ReLU network of net.0.weight, net.2.weight, net.10.weight" in caplog.text
+    assert "read as a ReLU network of net.0.weight, net.2.weight, net.9.weight, net.10.weight" in caplog.text
 
 
 def test_every_float_is_exact(tmp_path):
     state = {f"{d}": torch.randn(3, 3, dtype=torch.float64).to(d) for d in (torch.float16, torch.bfloat16,
                                                                            torch.float32, torch.float64)}  # fmt: skip
-    from safetensors.torch import save_file
-
-    save_file(state, tmp_path / "w.safetensors")
+    save_torch_file(state, tmp_path / "w.safetensors")
     saved_state(tmp_path / "w.pt", state)
     for name in ("w.safetensors", "w.pt"):
         arrays = load_weights(tmp_path / name).arrays
@@ -335,6 +331,7 @@ def test_a_missing_package_names_the_command(tmp_path, monkeypatch):
         load_weights(path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("form", ["zip", "legacy", "plain pickle"])
 def test_a_malicious_state_dict_runs_nothing(tmp_path, form, monkeypatch):
     mark = tmp_path / "ran"
@@ -361,6 +358,7 @@ def test_old_torch_is_not_trusted(tmp_path, monkeypatch):
         load_weights(path)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_other_torch_files_are_refused_by_name(tmp_path):
     layer = nn.Linear(2, 2)
     torch.save(layer, tmp_path / "module.pt")
@@ -414,7 +412,7 @@ def test_names_without_numbers_have_an_order_in_a_state_dict_only(tmp_path):
     state = {"first.weight": torch.eye(2), "beyond.weight": 2 * torch.eye(2)}
     assert list(chain(load_weights(saved_state(tmp_path / "w.pt", state)))) == ["first.weight", "beyond.weight"]
     path = saved_safetensors(tmp_path / "w.safetensors", first__weight=np.eye(2), beyond__weight=np.eye(2))
-    with refused("first, beyond" , "order of application is not known"):
+    with refused("beyond, first", "order of application is not known"):
         chain(load_weights(path))
     saved_safetensors(path, only__weight=np.eye(2))
     assert list(chain(load_weights(path))) == ["only.weight"]
@@ -543,7 +541,8 @@ def test_errors_in_the_users_file_name_the_line(tmp_path, text, words):
         load_model(write_model(tmp_path, text))
 
 
-def test_the_users_file_is_run_in_isolation(tmp_path):
+def test_the_users_file_is_run_in_isolation(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     before, path = set(sys.modules), list(sys.path)
     results = []
     for folder, width in (("a", 3), ("b", 5)):

@@ -10,7 +10,8 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_example_prints_what_the_readme_shows():
     text = README.read_text(encoding="utf-8")
-    match = re.search(r"<!-- example -->\n```python\n(.*?)```\n+<!-- example-output -->\n```text\n(.*?)```", text, re.DOTALL)
+    pattern = r"<!-- example -->\n```python\n(.*?)```\n+<!-- example-output -->\n```text\n(.*?)```"
+    match = re.search(pattern, text, re.DOTALL)
     assert match, "README.md has no example between the markers"
     code, shown = match.groups()
     assert len([line for line in code.splitlines() if line.strip()]) <= 12

@@ -202,11 +202,11 @@ def test_proximal_step_leaves_head_and_biases_alone() -> None:
 @pytest.mark.parametrize("options", [{}, {"rank": 2}, {"nuclear": 0.01}])
 def test_training_is_deterministic_and_touches_no_global_state(blobs: Split, options: dict[str, float]) -> None:
     torch.manual_seed(7)
-    before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     first = train_fcn(blobs, hidden=(8, 6), seed=1, epochs=3, **options)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert np.array_equal(np.random.get_state()[1], numpy_before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
     assert (torch.get_num_threads(), torch.get_default_dtype()) == (threads, dtype)
     torch.manual_seed(8)  # another global state must make no difference
     second = train_fcn(blobs, hidden=(8, 6), seed=1, epochs=3, **options)

@@ -37,7 +37,7 @@ from certbound.errors import CertboundError, InputError
 from certbound.io.to_torch import import_torch, two_class
 from certbound.types import SCHEMA_VERSION, Quantity, Rigor, Sense, norm_name, parse_delta, parse_norm
 
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = ("sgd", "adam")
 SOURCE = (
     "Moosavi-Dezfooli et al. 2017, arXiv:1610.08401 (universal perturbations); "
     "Shafahi et al. 2020, arXiv:1811.11304 (stochastic projected gradient ascent)"
@@ -273,7 +273,7 @@ def universal_perturbation(
     norm: object,
     steps: int = 200,
     seed: int = 0,
-    optimizer: str = "adam",
+    optimizer: str = "sgd",
     step_size: float = 0.1,
     batch_size: int = 128,
     held_out: object = None,
@@ -291,7 +291,8 @@ def universal_perturbation(
     x : samples in [0, 1], shape (samples, …). y : labels 0…C−1 (0/1 with one logit).
     delta : radius of the perturbation, in the units of x. norm : 2 or ∞.
     steps : minibatches. seed : of their order.
-    optimizer : ``"adam"``, or ``"sgd"``: steps along the gradient's signs (∞) or along the gradient (2).
+    optimizer : ``"sgd"``: steps along the gradient's signs (∞) or along the gradient (2); or ``"adam"``, whose steps
+        are along the signs of the gradient more or less, so that with norm 2 it finds less.
     step_size : length of a step as a fraction of delta.
     batch_size : samples of a minibatch.
     held_out : ``(x, y)``: other samples on which the perturbation is evaluated too, ``report.held_out``.
@@ -322,7 +323,7 @@ def universal_perturbation(
     fraction = parse_delta(step_size, "step_size")
     if optimizer not in OPTIMIZERS:
         raise InputError(
-            "optimizer", got=repr(optimizer), needed=" or ".join(repr(o) for o in OPTIMIZERS), fix="pass 'adam'"
+            "optimizer", got=repr(optimizer), needed=" or ".join(repr(o) for o in OPTIMIZERS), fix="pass 'sgd'"
         )
     others = _held_out_pair(held_out)
     clean = read_samples(x)

@@ -6,9 +6,12 @@ import argparse
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from certbound.commands.options import Subparsers, add_command, add_data, add_model, positive
+
+if TYPE_CHECKING:
+    from certbound.commands.inputs import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> object:
     problem = read_problem(args)
     x, y = subset(problem.x, problem.y, args.n_samples, args.seed)
     report = attack(
-        problem.model,
+        _attackable(problem),
         x,
         y,
         delta=args.delta,
@@ -67,6 +70,17 @@ def run(args: argparse.Namespace) -> object:
         _save(args.save, x_adv=report.x_adv, y=report.y)
         logger.info("wrote %s", args.save)
     return report
+
+
+def _attackable(problem: Problem) -> Any:
+    """The network as certbound reads it, which pruned modules need (torch cannot copy them); else the module."""
+    from certbound.errors import InputError
+
+    try:
+        return problem.network
+    except InputError as error:
+        logger.info("attacking the module itself: %s", error)
+        return problem.model
 
 
 def subset(x: Any, y: Any, n_samples: int | None, seed: int) -> tuple[Any, Any]:

@@ -100,7 +100,7 @@ def read(folder: Path, entry: str) -> dict[str, Any] | None:
 
 def write(folder: Path, entry: str, payload: Mapping[str, Any]) -> None:
     """Keep a result: all of it or, if the folder cannot be written, nothing."""
-    from certbound.gate import write_atomically
+    from certbound.ci_gate import write_atomically
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -178,9 +178,7 @@ def _of_file(path: Path, keys: list[str] | None) -> dict[str, F64]:
         matrices = {n: as_matrix(a, n) for n, a in chosen.items()}
     else:
         weights = load_weights(path, "files").arrays
-        matrices = {
-            n: as_matrix(a, n) for n, a in weights.items() if n.split(".")[-1] == "weight" and a.ndim == 2
-        }
+        matrices = {n: as_matrix(a, n) for n, a in weights.items() if n.split(".")[-1] == "weight" and a.ndim == 2}
         others = [n for n, a in weights.items() if n not in matrices and a.ndim != 1]
         if others:
             logger.info("left out, being no *.weight matrices: %s", ", ".join(others))

@@ -63,10 +63,10 @@ def add(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> object:
     """Compare, then check."""
+    from certbound.ci_gate import Baseline, Limits, gate, write_atomically
     from certbound.commands.inputs import read_problem
     from certbound.comparison import compare
     from certbound.errors import InputError
-    from certbound.gate import Baseline, Limits, gate, write_atomically
 
     limits = Limits(
         min_certified_accuracy=args.min_certified_accuracy,
@@ -84,12 +84,9 @@ def run(args: argparse.Namespace) -> object:
         )
     baseline = None if args.baseline is None else Baseline.load(args.baseline)
     problem = read_problem(args)
-    network = problem.network
-    chain = network.chain
-    shape = (network.n_inputs, *(w.shape[0] for w in chain.weights))
     start = time.perf_counter()
     comparison = compare(
-        network,
+        problem.network,
         problem.x,
         problem.y,
         delta=args.delta,
@@ -101,12 +98,12 @@ def run(args: argparse.Namespace) -> object:
         progress=not args.quiet,
     )
     seconds = time.perf_counter() - start
-    report = gate(comparison, limits, baseline, shape=shape, tolerance=args.tolerance, seconds=seconds)
+    report = gate(comparison, limits, baseline, tolerance=args.tolerance, seconds=seconds)
     if args.junit is not None:
         write_atomically(args.junit, report.to_junit())
     if args.write_baseline is not None:
         if report.passed:
-            Baseline.of(comparison, shape=shape, rigor=limits.rigor).save(args.write_baseline)
+            Baseline.of(comparison, rigor=limits.rigor).save(args.write_baseline)
             logger.info("wrote %s", args.write_baseline)
         else:
             logger.warning("%s is not written: a check failed", args.write_baseline)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 Subparsers = Any  # argparse._SubParsersAction is private
@@ -131,8 +130,3 @@ def per_part(value: str) -> Any:
 def _number_of(value: str) -> int | float:
     found = number(value)
     return int(value) if value.strip().isdigit() else found
-
-
-def file_path(value: str) -> Path:
-    """A path."""
-    return Path(value)

@@ -254,7 +254,7 @@ class _Problem:
                 reference_bounds=stable,
             )
         if not best or best[0].dtype != torch.float64:
-            raise CertboundError("alpha-CROWN returned no float64 bounds")
+            raise RuntimeError("auto_LiRPA showed no float64 bounds on its way")
         stuck = watch.wanted and not watch.reached
         note = "alpha-CROWN did not optimise (no gradient reached a slope), CROWN's bounds are shown" if stuck else ""
         return best[0].numpy(), note

@@ -26,9 +26,7 @@ def named_matrices(model: object, argument: str = "model") -> dict[str, F64]:
     if is_torch(model, "Module"):
         return _of_module(model, argument)
     word = "layers" if isinstance(model, Network) else "weights"
-    found = [
-        (i, layer.weight) for i, layer in enumerate(as_network(model).layers) if isinstance(layer, Affine)
-    ]
+    found = [(i, layer.weight) for i, layer in enumerate(as_network(model).layers) if isinstance(layer, Affine)]
     if word == "weights":  # no ReLU entries between them
         found = [(i, w) for i, (_, w) in enumerate(found)]
     return {f"{word}[{i}]": w for i, w in found}

@@ -41,8 +41,8 @@ _FACTORY: Final = "pass --model file.py:factory (in Python: load_into(module, â€
 class WeightsFile:
     """Named float64 arrays, every number as stored (quantised ones dequantised).
 
-    ``ordered``: the order of the names is that in which the module defined its layers (torch state dicts); a
-    safetensors file is sorted by dtype and name.
+    ``ordered``: the order of the names is that in which the module defined its layers (torch state dicts). A
+    safetensors file has no order; its names are sorted as people count.
     """
 
     path: Path
@@ -97,7 +97,7 @@ def _read_safetensors(file: Path, argument: str) -> dict[str, tuple[F64, bool]]:
             fix="write or download it again",
         ) from error  # fmt: skip
     raw: dict[str, tuple[F64, bool]] = {}
-    for name, tensor in tensors:
+    for name, tensor in sorted(tensors, key=lambda t: natural_key(t[0])):  # they come in a random order
         dtype, data, shape = tensor["dtype"], tensor["data"], tuple(tensor["shape"])
         if dtype == "BF16":  # the upper half of a float32
             bits = np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)
@@ -271,17 +271,16 @@ def chain(weights: WeightsFile, argument: str = "weights") -> dict[str, tuple[F6
             fix=_FACTORY,
         )
     counted = sorted(prefixes, key=natural_key)
-    if (numbered(prefixes) and counted != prefixes and weights.ordered) or not (numbered(prefixes) or weights.ordered):
+    if counted != prefixes if numbered(prefixes) else not weights.ordered:
         raise InputError(
             argument,
             got=f"layers named {listed(prefixes)}: their order of application is not known",
             needed="names that differ in their numbers only, in the order of the file: it has no architecture",
             fix=_FACTORY,
         )
-    order = prefixes if weights.ordered else counted
     return {
         names[p][0]: (as_matrix(weights.arrays[names[p][0]], names[p][0]), weights.arrays.get(names[p][1]))
-        for p in order
+        for p in prefixes
     }
 
 

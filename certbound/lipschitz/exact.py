@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from certbound.arrays import F64
-from certbound.bound import Bound, Claim, Result
+from certbound.bound import Bound, Claim, Result, vacuous_bound
 from certbound.errors import InputError
 from certbound.lipschitz.product import Outputs
 from certbound.lipschitz.recursion import recursion_2
@@ -446,10 +446,11 @@ class _Search:
         paths = [[abs(v) for v in row] for row in net.head]
         for w in reversed(net.weights):
             paths = _times(paths, None, [[abs(v) for v in row] for row in w])
-        if not net.weights or not any(map(any, paths)):  # affine, or constant: any pattern will do
-            self.best, self.point = _norm_of(paths, self.norm, self.totals[-1]), (Fraction(0),) * net.n_inputs
-            if not net.weights:
-                self.offer((), self.point)
+        if not net.weights:
+            self.offer((), (Fraction(0),) * net.n_inputs)
+            return Status.OK
+        if not any(map(any, paths)):
+            self.best = max(self.best, 0.0)  # constant, whatever the pattern
             return Status.OK
         empty = _Cell((), [], [0] * len(net.columns), 1)
         self.enter((), net.weights[0], net.biases[0], empty)
@@ -618,7 +619,7 @@ def lipschitz_exact(
     lower, witness = _lower(net, p, chosen, search, claim)
     stats = (
         ("exact", "yes" if exact else "no"),
-        ("lower", lower.value if lower else 0.0),
+        ("lower", lower.value),
         ("hidden neurons", float(hidden)),
         ("prefixes", float(search.prefixes)),
         ("complete patterns", float(search.regions)),
@@ -630,10 +631,10 @@ def lipschitz_exact(
 
 def _lower(
     net: Network, norm: float, outputs: Outputs, search: _Search, claim: Claim
-) -> tuple[Bound | None, SmoothPoint | None]:
+) -> tuple[Bound, SmoothPoint | None]:
     """The lower bound at the best pattern's point, evaluated anew in exact rationals."""
     if search.point is None:
-        return None, None
+        return vacuous_bound(claim, Sense.LOWER, method=_METHOD, source=_SOURCE), None
     J, pattern = exact_jacobian(net, search.point, outputs)
     value = norm_of_fractions(J, norm, Sense.LOWER)
     bound = Bound(value, claim, Sense.LOWER, Rigor.NUMERICAL, "Jacobian norm at an inner point", _SOURCE)

@@ -1,8 +1,8 @@
 """``max_D ‖B D A‖_2`` over diagonal D with entries in [0, 1], bounded by the optimum of the one-hidden-layer SDP.
 
-``minimise ρ`` over ``T = diag(t) >= 0`` with ``[[ρ I, −AᵀT], [−T A, 2T − BᵀB]] ⪰ 0``: then ``‖B D A‖_2² <= ρ`` for every
-such D. It is LipSDP-neuron for ``x ↦ B relu(A x)``, whose Jacobians are ``B D A``. :func:`closed_form_2` is one feasible
-point of it. The solver's answer is a hint: its T counts after repair, with the ρ that T proves.
+``minimise ρ`` over ``T = diag(t) >= 0`` with ``[[ρ I, −AᵀT], [−T A, 2T − BᵀB]] ⪰ 0``: then ``‖B D A‖_2² <= ρ`` for
+every such D. It is LipSDP-neuron for ``x ↦ B relu(A x)``, whose Jacobians are ``B D A``; :func:`closed_form_2` is one
+feasible point of it. The solver's answer is a hint: its T counts after repair, with the ρ that T proves.
 
 Source: Fazlyab et al., NeurIPS 2019; certbound theory, section 3.
 """

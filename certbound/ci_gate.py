@@ -15,7 +15,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -155,7 +155,7 @@ class Baseline:
     ``values``: per measure the number, None where nothing was proved.
     """
 
-    shape: tuple[int, ...] | None
+    shape: tuple[int, ...]
     delta: float
     norm: float
     samples: str
@@ -164,12 +164,10 @@ class Baseline:
     subject: str = ""
 
     @classmethod
-    def of(
-        cls, comparison: Comparison, *, shape: Sequence[int] | None = None, rigor: Rigor = Rigor.NUMERICAL
-    ) -> Baseline:
+    def of(cls, comparison: Comparison, *, rigor: Rigor = Rigor.NUMERICAL) -> Baseline:
         """The baseline that a comparison sets."""
         return cls(
-            shape=None if shape is None else tuple(int(s) for s in shape),
+            shape=_widths(comparison),
             delta=comparison.delta,
             norm=comparison.norm,
             samples=_samples(comparison),
@@ -183,7 +181,7 @@ class Baseline:
         return {
             "schema_version": SCHEMA_VERSION,
             "kind": _BASELINE,
-            "shape": None if self.shape is None else list(self.shape),
+            "shape": list(self.shape),
             "delta": self.delta,
             "norm": norm_name(self.norm),
             "samples": self.samples,
@@ -206,7 +204,7 @@ class Baseline:
         """
         file = Path(path)
         try:
-            data = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant)
+            data = json.loads(file.read_text(encoding="utf-8"))
             if data["kind"] != _BASELINE or data["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"kind {data['kind']!r}, schema_version {data['schema_version']!r}")
             values = {m.name: None if data["values"][m.name] is None else float(data["values"][m.name])
@@ -214,7 +212,7 @@ class Baseline:
             if any(v is not None and not math.isfinite(v) for v in values.values()):
                 raise ValueError("a value that is not finite")
             return cls(
-                shape=None if data["shape"] is None else tuple(int(s) for s in data["shape"]),
+                shape=tuple(int(s) for s in data["shape"]),
                 delta=float(data["delta"]),
                 norm=float(data["norm"]),
                 samples=str(data["samples"]),
@@ -232,10 +230,6 @@ class Baseline:
 
 
 _BASELINE: Final = "certbound gate baseline"
-
-
-def _no_constant(word: str) -> float:
-    raise ValueError(f"{word} is no number")
 
 
 def write_atomically(path: Path, content: str) -> None:
@@ -314,9 +308,7 @@ class GateReport:
         failures = str(sum(not c.passed for c in self.checks))
         counts = {"tests": str(len(self.checks)), "failures": failures, "errors": "0", "skipped": "0"}
         root = ET.Element("testsuites", counts)
-        suite = ET.SubElement(
-            root, "testsuite", {"name": "certbound gate", **counts, "time": f"{self.seconds:.3f}"}
-        )
+        suite = ET.SubElement(root, "testsuite", {"name": "certbound gate", **counts, "time": f"{self.seconds:.3f}"})
         properties = ET.SubElement(suite, "properties")
         about = {"delta": repr(self.delta), "norm": norm_name(self.norm), "samples": self.samples,
                  "network": self.subject}  # fmt: skip
@@ -326,9 +318,7 @@ class GateReport:
             attributes = {"classname": "certbound.gate", "name": _printable(str(check)), "time": "0"}
             case = ET.SubElement(suite, "testcase", attributes)
             if not check.passed:
-                failure = ET.SubElement(
-                    case, "failure", {"message": _printable(check.reason), "type": check.kind}
-                )
+                failure = ET.SubElement(case, "failure", {"message": _printable(check.reason), "type": check.kind})
                 failure.text = _printable(f"{check}: {check.reason}")
         ET.indent(root)
         return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
@@ -337,6 +327,12 @@ class GateReport:
 def _printable(value: str) -> str:
     """Without the characters that XML 1.0 cannot hold: a note may quote anything."""
     return re.sub("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", value)
+
+
+def _widths(comparison: Comparison) -> tuple[int, ...]:
+    """The network's widths, input first; a ReLU after the last matrix is refused by ``compare`` already."""
+    network = comparison.problem.samples.network
+    return (network.n_inputs, *(w.shape[0] for w in network.chain.weights))
 
 
 def _samples(comparison: Comparison) -> str:
@@ -350,12 +346,14 @@ def _usable(row: Row, rigor: Rigor) -> str | None:
     bound = row.bound
     if row.status is not Status.OK:
         return f"{row.method}: {row.status}" + (f" ({row.note})" if row.note else "")
-    if row.value != bound.value or bound.sense is not row.sense or not math.isfinite(row.value):
+    if row.value != bound.value or bound.sense is not row.sense:  # NaN differs from everything
         return f"{row.method}: {row.value} is no bound"
     if min(row.rigor, bound.rigor) < rigor:
         return f"{row.method}: only {min(row.rigor, bound.rigor)}"
     if bound.vacuous and not (row.quantity is Quantity.ROBUST_ACCURACY and row.sense is Sense.UPPER):
         return f"{row.method}: vacuous ({text.number(row.value)})"
+    if not math.isfinite(row.value):
+        return f"{row.method}: {row.value} is no bound"
     return None
 
 
@@ -390,9 +388,9 @@ def _check(measure: _Measure, kind: Literal["limit", "baseline"], limit: float, 
     )
 
 
-def _same_setting(comparison: Comparison, shape: tuple[int, ...] | None, baseline: Baseline) -> None:
+def _same_setting(comparison: Comparison, baseline: Baseline) -> None:
     """Refuse a baseline that is about something else: its numbers would compare with nothing."""
-    here = {"network shape": shape, "delta": comparison.delta, "norm": norm_name(comparison.norm),
+    here = {"network shape": _widths(comparison), "delta": comparison.delta, "norm": norm_name(comparison.norm),
             "number of samples": comparison.n_samples, "samples": _samples(comparison)}  # fmt: skip
     there = {"network shape": baseline.shape, "delta": baseline.delta, "norm": norm_name(baseline.norm),
              "number of samples": baseline.n_samples, "samples": baseline.samples}  # fmt: skip
@@ -411,7 +409,6 @@ def gate(
     limits: Limits | None = None,
     baseline: Baseline | None = None,
     *,
-    shape: Sequence[int] | None = None,
     tolerance: float = 1e-6,
     seconds: float = 0.0,
 ) -> GateReport:
@@ -420,7 +417,6 @@ def gate(
     Parameters
     ----------
     comparison : made by ``compare``. limits : what is asked. baseline : numbers not to fall behind.
-    shape : the network's widths, input first, as in the baseline.
     tolerance : how far to fall behind a baseline: absolute for accuracies, relative for the others.
     seconds : that the comparison took, for the reports.
 
@@ -442,7 +438,7 @@ def gate(
         if m.limit in limits.asked
     ]
     if baseline is not None:
-        _same_setting(comparison, None if shape is None else tuple(int(s) for s in shape), baseline)
+        _same_setting(comparison, baseline)
         before = {m: baseline.values.get(m.name) for m in _MEASURES}
         if all(v is None for v in before.values()):
             raise InputError(
