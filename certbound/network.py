@@ -293,6 +293,19 @@ class Network:
             biases.append(b)
         return Chain(_folded(weights, "weights"), _folded(biases, "biases"), final_relu)
 
+    @cached_property
+    def open_ended(self) -> Network:
+        """The same function without a ReLU at the end: an identity layer follows it.
+
+        The head of what comes out selects outputs; a difference of outputs is a row of it, which is false for the
+        weights before a final ReLU. Claims about it keep this network's digest as their subject.
+        """
+        if not self.chain.final_relu:
+            return self
+        opened = Network((*self.layers, Affine(np.eye(self.n_outputs))), self.input_shape)
+        opened.__dict__["digest"] = self.digest
+        return opened
+
     def forward(self, x: object) -> F64:
         """Outputs in float64, shape (samples, outputs); input of any shape (samples, …)."""
         h = self.flat_inputs(x)

@@ -151,7 +151,7 @@ def gradient_constants(samples: Samples) -> F64:
 
     Samples at a kink are left out (:func:`activation_pattern`).
     """
-    chain = samples.network.chain
+    chain = samples.network.open_ended.chain
     rows = class_head(chain.head)
     n = len(rows)
     best = np.zeros((n, n))

@@ -341,6 +341,18 @@ def test_an_auto_lirpa_that_shows_no_bounds_on_its_way_gives_crown(monkeypatch):
     assert "no float64 bounds" in report.note
 
 
+def test_alpha_crown_runs_where_many_neurons_are_stable():
+    # guard: with auto_LiRPA's default options for sparse slopes this crashes, sample by sample
+    rng = np.random.default_rng(7)
+    net = network(rng, [5, 20, 20, 20, 3])
+    x, y = rng.random((4, 5)), rng.integers(0, 3, 4)
+    whole, single = (
+        margins(net, x, y, delta=0.02, norm="inf", method="alpha-CROWN", iterations=6, batch_size=n) for n in (4, 1)
+    )
+    assert whole.status is single.status is Status.OK
+    np.testing.assert_allclose(single.lower, whole.lower, rtol=1e-9, atol=1e-9)
+
+
 def test_a_nan_of_the_optimisation_is_no_bound(monkeypatch):
     nan = np.full((1, 2), math.nan)
     monkeypatch.setattr(margins_module._Problem, "optimised", lambda *_: (nan, ""))

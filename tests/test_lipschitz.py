@@ -17,7 +17,7 @@ from certbound.errors import InputError
 from certbound.lipschitz import sdp, sdp_cvxpy
 from certbound.lipschitz.alignment import lipschitz_alignment
 from certbound.lipschitz.patterns import lipschitz_patterns, pattern_bound, pattern_maximum
-from certbound.lipschitz.product import lipschitz_product, product_of_norms
+from certbound.lipschitz.product import lipschitz_product, product_bound, product_of_norms
 from certbound.lipschitz.recursion import forward, recursion_2, recursion_inf
 from certbound.lipschitz.repair import Multipliers, feasible_point, gain_of, repaired
 from certbound.lipschitz.sdp import lipschitz_sdp, margin_constants
@@ -764,3 +764,19 @@ def test_forward_reports_a_constant_network():
     assert forward([np.zeros((2, 2))], np.ones(2)).zero
     assert recursion_2([np.ones((2, 2))], np.zeros((1, 2))) == 0.0
     assert recursion_inf([np.ones((2, 2))], np.zeros(2))[0] == 0.0
+
+
+@both_norms
+@pytest.mark.parametrize("method", ["closed-form", "cvxpy", "auto"])
+def test_pairs_of_outputs_behind_a_final_relu(norm, method):
+    # relu(x) − relu(x − 1) has constant 1, though the rows of the last weight matrix are equal
+    net = Network((Affine([[1.0], [1.0]], [0.0, -1.0]), ReLU()))
+    for outputs in ((0, 1), (1, 0)):
+        result = lipschitz_sdp(net, norm, outputs=outputs, method=method)
+        assert result.value >= 1.0
+        assert result.bound.claim.subject == net.digest
+    assert lipschitz_sdp(net, norm, outputs="margins", method=method)[0].value >= 1.0
+    assert product_bound(net, norm, (0, 1)).value >= 1.0
+    assert pattern_bound(net, norm, (0, 1)).value >= 1.0
+    assert margin_constants(net, norm, "closed-form")[0][0, 1] >= 1.0
+    np.testing.assert_array_equal(net.open_ended.forward([[2.0], [-1.0]]), net.forward([[2.0], [-1.0]]))

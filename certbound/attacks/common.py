@@ -69,6 +69,8 @@ def module_copy(torch: Any, model: Any, network: Network | None, dtype: str, dev
     try:
         twin = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
+        if network is not None:  # pruned modules hold tensors that torch will not copy; their IR was checked at import
+            return to_torch(network, dtype=dtype, device=device)
         raise InputError(
             "model", got=f"a module that cannot be copied ({error})", needed="a module that copy.deepcopy takes",
             fix="load its weights into a fresh module",

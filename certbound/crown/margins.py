@@ -170,8 +170,8 @@ _DENSE = {
     "sparse_intermediate_bounds": False,
     "verbosity": 0,
 }
-"""Bound options of α-CROWN. The first two crash auto_LiRPA 0.3 on small layers; with the third, which neurons are
-bounded at all, and so where the slopes start, would depend on the samples beside one in a batch."""
+"""Bound options of α-CROWN. With all of them at their defaults (True) auto_LiRPA 0.3 crashes where many neurons are
+stable. The third also keeps which neurons are bounded, and so where the slopes start, independent of the batch."""
 
 _PATIENCE = 10**9
 """Iterations without improvement after which auto_LiRPA stops (all samples together), and prints that it does."""

@@ -43,7 +43,6 @@ from certbound.lipschitz.sampled import (
     fraction_rows,
     head_fractions,
     norm_of_fractions,
-    open_chain,
     scaled_to,
 )
 from certbound.lipschitz.sdp import lipschitz_sdp, parse_outputs
@@ -596,7 +595,7 @@ def lipschitz_exact(
     if time_limit is not None and not time_limit > 0:
         raise InputError("time_limit", got=repr(time_limit), needed="seconds > 0", fix="None means no limit")
     claim = Claim(Quantity.LIPSCHITZ, p, p, outputs=chosen, subject=net.digest)
-    opened = open_chain(net)
+    opened = net.open_ended
     relaxed = _relaxed(opened, p, chosen)
     relaxed = replace(relaxed, claim=claim)
     hidden = sum(w.shape[0] for w in opened.chain.encoder)

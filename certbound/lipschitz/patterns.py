@@ -61,6 +61,8 @@ def _descend(product: F64, rest: list[F64], head: F64, norm: float, best: float)
 
 def pattern_bound(network: Network, norm: float, outputs: Outputs = "all") -> Bound:
     """The pattern maximum of the network, of one output, or of one margin; InputError above 2^20 patterns."""
+    if outputs != "all":
+        network = network.open_ended
     chain = network.chain
     hidden = sum(w.shape[0] for w in chain.encoder)
     if hidden > MAX_HIDDEN:

@@ -43,7 +43,9 @@ def product_of_norms(weights: tuple[F64, ...], norm: float, subject: str) -> Bou
 
 
 def output_row(network: Network, outputs: Outputs) -> F64:
-    """The row of the head that an output index or a pair ``(j, y)`` (``f_j − f_y``) selects."""
+    """The row of the head that an output index or a pair ``(j, y)`` (``f_j − f_y``) selects; no ReLU may follow it."""
+    if network.chain.final_relu:
+        raise AssertionError("rows of the head select outputs only in an open-ended network")
     head = network.chain.head
     if isinstance(outputs, tuple):
         return head[outputs[0]] - head[outputs[1]]
@@ -53,9 +55,10 @@ def output_row(network: Network, outputs: Outputs) -> F64:
 
 def product_bound(network: Network, norm: float, outputs: Outputs = "all") -> Bound:
     """Product of norms of the whole network, of one output, or of one margin ``f_j − f_y``."""
-    chain = network.chain
     if outputs == "all":
-        return product_of_norms(chain.weights, norm, network.digest)
+        return product_of_norms(network.chain.weights, norm, network.digest)
+    network = network.open_ended
+    chain = network.chain
     functional = functional_bound(output_row(network, outputs), norm, outputs)
     if not chain.encoder:
         return compose(functional, subject=network.digest)

@@ -30,7 +30,7 @@ from certbound.bound import Bound, Claim, Result, vacuous_bound
 from certbound.errors import CertificateError, InputError
 from certbound.lipschitz.product import Outputs, output_row
 from certbound.lipschitz.sdp import parse_outputs
-from certbound.network import Affine, Ball, Network, as_network
+from certbound.network import Ball, Network, as_network
 from certbound.types import GLOBAL, Quantity, Rigor, Sense, Status, parse_norm
 
 SOURCE = "a.e. Jacobian of a piecewise affine map (Rademacher); certbound theory, section 8"
@@ -41,15 +41,6 @@ _BOUNDARIES = 32  # of a point's region, the nearest first, that one round cross
 _STEPS_ACROSS = (1e-3, 0.1, 1.0)  # how far beyond a boundary, relative to the distance to it
 _TINY = 2.0**-1000
 _SCALES = 12  # log-uniform range of sample sizes, in powers of 2 beyond the breakpoints
-
-
-def open_chain(network: Network) -> Network:
-    """The same function without a ReLU at the end: an identity layer is put after it.
-
-    The head of what comes out selects outputs: a difference of outputs is a row of it, which is false for the weights
-    before a final ReLU.
-    """
-    return Network((*network.layers, Affine(np.eye(network.n_outputs)))) if network.chain.final_relu else network
 
 
 def head_rows(network: Network, outputs: Outputs) -> F64:
@@ -119,7 +110,7 @@ def exact_jacobian(
 
     Raises CertificateError where a pre-activation is 0 and depends on the input: no Jacobian exists there.
     """
-    net = open_chain(network)
+    net = network.open_ended
     chain = net.chain
     h = list(point)
     # rows: gradients of h, only as far as needed to tell a constant 0 from a kink
@@ -217,7 +208,7 @@ class _Model:
 
     @classmethod
     def of(cls, network: Network, outputs: Outputs, norm: float) -> _Model:
-        net = open_chain(network)
+        net = network.open_ended
         chain = net.chain
         weights, biases, total = [], [], 0
         for w, b in zip(chain.encoder, chain.biases[:-1], strict=True):

@@ -129,6 +129,7 @@ def _cvxpy(network: Network, norm: float, heads: list[F64], time_limit: float | 
 
 def _one(network: Network, norm: float, outputs: Outputs, method: Method, time_limit: float | None) -> Result:
     start = time.perf_counter()
+    network = network.open_ended
     heads = _heads(network, norm, outputs)
     chosen, why = method, ""
     if method == "auto":
@@ -221,6 +222,7 @@ def margin_constants(
 
     A network with one output is read as the two classes (0, z). Each entry is at most the product of norms.
     """
+    network = network.open_ended
     chain = network.chain
     head = class_head(chain.head)
     n = len(head)
