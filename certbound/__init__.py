@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from certbound.attacks.apgd import AttackReport, attack
+    from certbound.attacks.pair import AttackPair
     from certbound.attacks.universal import UniversalReport, universal_perturbation
     from certbound.attribution import Attribution
     from certbound.bound import Bound, Claim, Result, compose, tightest
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
     from certbound.io.factory import load_model
     from certbound.io.quantised import dequantise
     from certbound.lipschitz.alignment import lipschitz_alignment
-    from certbound.lipschitz.exact import lipschitz_exact
+    from certbound.lipschitz.exact import ExactResult, lipschitz_exact
     from certbound.lipschitz.patterns import lipschitz_patterns
     from certbound.lipschitz.product import lipschitz_product
-    from certbound.lipschitz.sampled import lipschitz_sampled
+    from certbound.lipschitz.sampled import SmoothPoint, lipschitz_sampled
     from certbound.lipschitz.sdp import lipschitz_sdp
     from certbound.model_comparison import ModelComparison, certified_radii, compare_models
     from certbound.network import Affine, Ball, Flatten, Network, Normalise, ReLU, as_network
@@ -55,9 +56,10 @@ _HOMES = {
     "certbound.io.quantised": ("dequantise",),
     "certbound.io.factory": ("load_model",),
     "certbound.model_comparison": ("ModelComparison", "certified_radii", "compare_models"),
+    "certbound.attacks.pair": ("AttackPair",),
     "certbound.attacks.universal": ("UniversalReport", "universal_perturbation"),
-    "certbound.lipschitz.exact": ("lipschitz_exact",),
-    "certbound.lipschitz.sampled": ("lipschitz_sampled",),
+    "certbound.lipschitz.exact": ("ExactResult", "lipschitz_exact"),
+    "certbound.lipschitz.sampled": ("SmoothPoint", "lipschitz_sampled"),
     "certbound.attacks.apgd": ("AttackReport", "attack"),
     "certbound.bound": ("Bound", "Claim", "Result", "compose", "tightest"),
     "certbound.comparison": ("Comparison", "compare", "compare_curve"),
@@ -86,6 +88,9 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ExactResult",
+    "SmoothPoint",
+    "AttackPair",
     "Attribution",
     "Baseline",
     "GateReport",
