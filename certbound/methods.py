@@ -139,7 +139,7 @@ def _cvxpy_too_large(problem: Problem) -> str | None:
     limit = min(SCS_LIMIT, int((CLARABEL_LIMIT**4 / pairs) ** 0.25))
     if size <= limit:
         return None
-    return f"an LMI of {size} rows for each of {pairs} margins (limit {limit}); lipschitz_sdp(method='cvxpy') takes more"
+    return f"an LMI of {size} rows for each of {pairs} margins (limit {limit}); lipschitz_sdp takes more"
 
 
 def _patterns(problem: Problem) -> Constants:
