@@ -166,10 +166,9 @@ def as_labels(y: object, n: int, n_classes: int | None = None, name: str = "y") 
 
 
 def frozen(array: F64) -> F64:
-    """A read-only view, so that what a digest was taken of cannot change."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
+    """The array, made read-only, so that what a digest was taken of cannot change."""
+    array.flags.writeable = False
+    return array
 
 
 def digest(*arrays: npt.NDArray[Any]) -> str:

@@ -427,11 +427,11 @@ def gate(
     Raises
     ------
     InputError : a baseline about another network shape, delta, norm or samples, or one that holds no number; a
-        tolerance that is no number >= 0.
+        tolerance outside [0, 1).
     """
     limits = Limits() if limits is None else limits
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < math.inf:
-        raise InputError("tolerance", got=repr(tolerance), needed="a finite number >= 0", fix="pass 0.01")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
+        raise InputError("tolerance", got=repr(tolerance), needed="a number in [0, 1)", fix="pass 0.01")
     checks = [
         _check(m, "limit", limits.asked[m.limit], _evidence(comparison, m, limits.rigor))
         for m in _MEASURES

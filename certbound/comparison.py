@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from certbound import text
-from certbound.arrays import F64, as_float64, as_labels
+from certbound.arrays import F64, I64, as_float64, as_labels
 from certbound.attribution import Attribution, attribute
 from certbound.bound import Bound, Claim
 from certbound.errors import InputError, LadderError
@@ -162,7 +162,9 @@ class Comparison:
             "seed": self.seed,
             "subject": self.subject,
             "rows": [r.to_dict() for r in self.rows],
-            "ladder": [{"name": k.name, "closest": text.json_number(k.closest)} for k in self.ladder],
+            "ladder": [
+                {"name": k.name, "closest": text.json_number(k.closest), "holds": k.holds} for k in self.ladder
+            ],
         }
 
 
@@ -278,15 +280,15 @@ def _chosen(methods: Sequence[str] | None) -> list[Method]:
     return [METHODS[name] for name in METHODS if name in methods]
 
 
-def _subset(x: F64, y: Any, n_samples: int | None, seed: int) -> tuple[F64, Any]:
+def _subset(n: int, n_samples: int | None, seed: int) -> I64:
+    """Indices of a random subset, ascending; of all samples without ``n_samples``."""
     if n_samples is None:
-        return x, y
+        return np.arange(n)
     if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
         raise InputError("n_samples", got=repr(n_samples), needed="an int >= 1", fix="None takes all samples")
-    if n_samples >= len(x):
-        return x, y
-    index = np.sort(np.random.default_rng(seed).choice(len(x), n_samples, replace=False))
-    return x[index], y[index]
+    if n_samples >= n:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(seed).choice(n, n_samples, replace=False))
 
 
 def compare(
@@ -366,9 +368,10 @@ def compare_curve(
     if time_limit is not None and not time_limit > 0:
         raise InputError("time_limit", got=repr(time_limit), needed="seconds > 0", fix="None means no limit")
     chosen = _chosen(methods)
-    flat, labels = _subset(flat, labels, n_samples, seed)
+    indices = _subset(len(flat), n_samples, seed)
+    flat, labels = flat[indices], labels[indices]
     deadline = None if time_limit is None else time.perf_counter() + time_limit
-    problem = Problem(Samples.of(network, flat, labels, p, (0.0, 1.0)), seed, deadline)
+    problem = Problem(Samples.of(network, flat, labels, p, (0.0, 1.0)), seed, indices, deadline)
     outcomes = [_prepare(problem, m) for m in track(chosen, "methods", enabled=progress)]
     return tuple(_evaluate(problem, outcomes, radius) for radius in track(radii, "deltas", enabled=progress))
 

@@ -58,6 +58,10 @@ def _rebuild_missing(package: str, purpose: str, command: str) -> MissingDepende
     return MissingDependencyError(package, purpose=purpose, command=command)
 
 
+class NumericalError(CertboundError, ArithmeticError):
+    """A method's arithmetic broke down (NaN): it has no bound, which is no sign of a wrong one."""
+
+
 class LadderError(CertboundError, AssertionError):
     """A lower bound exceeds an upper bound of the same claim: somebody's bound is wrong."""
 

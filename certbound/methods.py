@@ -16,13 +16,13 @@ from typing import Literal, cast
 
 import numpy as np
 
-from certbound.arrays import F64
+from certbound.arrays import F64, I64
 from certbound.bound import Bound
 from certbound.lipschitz.patterns import pattern_maximum
 from certbound.lipschitz.sdp import margin_constants
 from certbound.lipschitz.sdp_cvxpy import CLARABEL_LIMIT, SCS_LIMIT, lmi_size
-from certbound.losses import class_head, class_logits, margins_of
-from certbound.robustness import Certified, Samples, gap_of_margins, gradient_constants, head_constants
+from certbound.losses import class_head
+from certbound.robustness import Certified, Samples, gap_of_margins, gradient_constants, head_constants, network_margins
 from certbound.theorems.theorem32 import encoder_bounds
 from certbound.types import Rigor, Sense, Status
 
@@ -40,6 +40,7 @@ class Problem:
 
     samples: Samples
     seed: int
+    indices: I64  # of the samples in what the caller passed
     deadline: float | None = None
 
     def seconds_left(self) -> float | None:
@@ -188,7 +189,7 @@ def _attack_by(method: str) -> Callable[[Problem, float], Attacked]:
         s = problem.samples
         found = attack(s.network, s.x, s.y, delta=delta, norm=s.norm, method=method, seed=problem.seed)
         points, wrong = (s.network.flat_inputs(x) for x in (found.x_adv, found.x_wrong))
-        margins = [margins_of(class_logits(s.network.forward(x)), s.y) for x in (points, wrong)]
+        margins = [network_margins(s.network, x, s.y) for x in (points, wrong)]
         return Attacked(np.minimum(*margins), cast("F64", found.per_sample_gap), points)
 
     return search

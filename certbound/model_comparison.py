@@ -24,8 +24,9 @@ from certbound.errors import InputError, LadderError, MissingDependencyError
 from certbound.lipschitz.product import product_bound
 from certbound.lipschitz.recursion import forward, recursion_inf, rows_norm_2
 from certbound.lipschitz.sdp import margin_constants
-from certbound.losses import class_logits, margins_of, perturbation_domain
+from certbound.losses import perturbation_domain
 from certbound.network import Network
+from certbound.robustness import network_margins
 from certbound.theorems.corollary33 import classifier
 from certbound.types import SCHEMA_VERSION, Quantity, Rigor, Sense, Status, norm_name, parse_delta, parse_norm
 
@@ -108,7 +109,7 @@ class ModelComparison:
         writer.writerow(["sample", "label", *(f"certified_radius_{n}" for n in names), "change_bound", "change_seen"])
         y = self.dense.problem.samples.y
         for i, label in enumerate(y):
-            row = [i, int(label), *(repr(float(self.radii[n][i])) for n in names)]
+            row = [int(self.dense.problem.indices[i]), int(label), *(repr(float(self.radii[n][i])) for n in names)]
             writer.writerow([*row, repr(float(self.output_change[i])), repr(float(self.measured_change[i]))])
         target = Path(path)
         part = target.with_name(target.name + ".part")
@@ -177,7 +178,7 @@ def certified_radii(
     top = parse_delta(max_radius, "max_radius")
     if method not in ("recursion", "CROWN"):
         raise InputError("method", got=repr(method), needed="'recursion' or 'CROWN'", fix="CROWN is tighter and slower")
-    clean = margins_of(class_logits(network.forward(flat)), labels)
+    clean = network_margins(network, flat, labels)
     constants, _ = margin_constants(network, p, "closed-form")
     per_class = constants[:, labels].T  # (samples, classes)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -185,7 +186,8 @@ def certified_radii(
     rows = np.arange(len(labels))
     ratio[rows, labels] = math.inf
     # at the radius itself the margin may be 0: one float inwards
-    radii = np.nextafter(np.maximum(ratio.min(axis=1), 0.0), 0.0)
+    radii = np.maximum(ratio.min(axis=1), 0.0)
+    radii = np.where(np.isinf(radii), radii, np.nextafter(radii, 0.0))
     if method == "CROWN":
         if find_spec("auto_LiRPA") is None or find_spec("torch") is None:
             raise MissingDependencyError("auto-lirpa", purpose="certified radii by CROWN", command=_INSTALL)

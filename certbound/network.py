@@ -94,21 +94,27 @@ def _spread(values: F64, shape: tuple[int, ...] | None, n: int, name: str) -> F6
 def _product(left: F64, right: F64) -> F64:
     """``left @ right`` of two affine maps in a row; refused where it leaves the range of float64.
 
-    A product that underflows to 0 would make a network constant that is not, and every upper bound of it wrong.
+    A product that underflows to 0 would make a network constant that is not, and every upper bound of it wrong. So
+    every factor and every entry must be normal: terms of 2^-500 · 2^-500 are still far above the subnormal numbers.
     """
     a, b = power_of_two_scale(left), power_of_two_scale(right)
-    product = (left / a) @ (right / b)
-    with np.errstate(over="ignore"):
-        scaled = product * a * b
-    top = float(np.max(np.abs(scaled), initial=0.0))
-    if product.any() and not 2.0**-960 < top < math.inf:
+    left, right = _unvanished(left, left / a, 2.0**-500), _unvanished(right, right / b, 2.0**-500)
+    product = left @ right
+    with np.errstate(over="ignore", under="ignore"):
+        return _unvanished(product, product * a * b, 2.0**-1000)
+
+
+def _unvanished(before: F64, after: F64, least: float) -> F64:
+    """``after``, unless an entry that is not 0 in ``before`` became smaller than ``least`` or infinite in it."""
+    size = np.abs(after)
+    if np.any((before != 0.0) & ~((size >= least) & (size < math.inf))):
         raise InputError(
             "layers",
-            got=f"affine layers in a row whose product has entries of about {top:g}",
-            needed="products within the range of float64",
+            got="affine or normalisation layers in a row whose product leaves the range of float64",
+            needed="weights whose products neither overflow nor vanish",
             fix="rescale the weights: what one layer is divided by, the other is multiplied with",
         )
-    return scaled
+    return after
 
 
 def _folded(arrays: list[F64], name: str) -> tuple[F64, ...]:
@@ -277,7 +283,8 @@ class Network:
             elif isinstance(layer, Normalise):
                 mean, std = layer.per_input(shape, n)
                 with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # refused in _folded
-                    w = np.diag(1.0 / std) if w is None else w / std[:, None]
+                    before = np.diag(np.ones(n)) if w is None else w
+                    w = _unvanished(before, before / std[:, None], 2.0**-1000)
                     b = (b - mean) / std
                 final_relu = False
             elif isinstance(layer, Flatten):

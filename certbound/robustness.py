@@ -17,11 +17,43 @@ import numpy.typing as npt
 
 from certbound.arrays import F64, I64, digest
 from certbound.bound import multiply_up
-from certbound.losses import class_head, class_logits, cross_entropy, loss_of_margins, margins_of, perturbation_domain
+from certbound.errors import InputError
+from certbound.losses import class_head, loss_of_margins, perturbation_domain
 from certbound.network import Network
 from certbound.norms.dense import row_dual_norms
 
 Clip = tuple[float, float]
+
+
+def network_margins(network: Network, x: F64, y: I64) -> F64:
+    """``f_y − f_j`` as ``(C_y − C_j)·Φ(x) + (b_y − b_j)``, ``+∞`` at j = y; shape (samples, classes).
+
+    Differences of head rows come first: two classes with the same row tie exactly, and a tie is an error. As
+    differences of logits they may come out one rounding apart, with a Lipschitz constant of 0 that never catches up.
+
+    >>> network_margins(Network.from_weights([[[3.0], [1.0]]]), np.array([[2.0]]), np.array([0]))
+    array([[inf,  4.]])
+    """
+    chain = network.open_ended.chain
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        h = x
+        for w, b in zip(chain.encoder, chain.biases[:-1], strict=True):
+            h = np.maximum(h @ w.T + b, 0.0)
+        rows = class_head(chain.head)
+        bias = chain.biases[-1] if len(rows) == len(chain.biases[-1]) else np.concatenate([[0.0], chain.biases[-1]])
+        margins = np.empty((len(y), len(rows)))
+        for label in np.unique(y):
+            mine = y == label
+            margins[mine] = h[mine] @ (rows[label] - rows).T + (bias[label] - bias)
+            margins[mine, label] = math.inf
+    if np.any(np.isnan(margins)) or np.any(np.isneginf(margins)) or np.any(np.isposinf(margins).sum(axis=1) > 1):
+        raise InputError(
+            "model",
+            got="margins that overflow float64",
+            needed="finite outputs on the samples",
+            fix="rescale the weights",
+        )
+    return margins
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +71,8 @@ class Samples:
     @classmethod
     def of(cls, network: Network, x: F64, y: I64, norm: float, clip: Clip | None) -> Samples:
         """Evaluate the network on flat inputs, shape (samples, inputs)."""
-        logits = class_logits(network.forward(x))
-        return cls(network, x, y, norm, clip, margins_of(logits, y), cross_entropy(logits, y))
+        margins = network_margins(network, x, y)
+        return cls(network, x, y, norm, clip, margins, loss_of_margins(margins))
 
     def domain(self, delta: float) -> str:
         """The domain of claims about perturbations up to δ."""

@@ -312,7 +312,8 @@ def test_attack_and_compare_take_the_same_samples(files):
     from certbound.commands.attack import subset
 
     x, y = np.arange(20.0)[:, None], np.arange(20)
-    ours, theirs = subset(x, y, 6, 1), comparison_module._subset(x, y, 6, 1)
+    index = comparison_module._subset(20, 6, 1)
+    ours, theirs = subset(x, y, 6, 1), (x[index], y[index])
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 

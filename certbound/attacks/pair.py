@@ -72,12 +72,12 @@ class AttackPair:
 
     @property
     def bound(self) -> Bound:
-        """The claim: a lower bound of the largest mean loss gap (0 where the pair claims less: no perturbation)."""
+        """The claim: a lower bound of the largest mean loss gap, less what ``verify`` tolerates (at least 0)."""
         claim = Claim(Quantity.LOSS_GAP, self.norm, None, self.domain, "all", self.subject)
         parameters = (("delta", self.delta),)
         source = "attack pair, re-evaluated"
         return Bound(
-            max(self.value, 0.0), claim, Sense.LOWER, Rigor.NUMERICAL, self.method or "attack pair", source,
+            max(self.value - TOLERANCE, 0.0), claim, Sense.LOWER, Rigor.NUMERICAL, self.method or "attack pair", source,
             parameters=parameters,
         )
 
@@ -167,6 +167,8 @@ def mean_gap(network: object, x: F64, x_adv: F64, y: I64) -> float:
             before, after = (losses.class_logits(own.forward(points)) for points in (x, x_adv))
     except InputError as error:
         raise _error(str(error)) from error
+    if not (np.all(np.isfinite(before)) and np.all(np.isfinite(after))):
+        raise _error("outputs that are not finite at the points of the pair")
     if np.any(y < 0) or np.any(y >= before.shape[1]):
         raise _error(f"labels from {y.min()} to {y.max()} for {before.shape[1]} classes")
     with np.errstate(invalid="ignore"):

@@ -15,9 +15,10 @@ from certbound import losses, text
 from certbound.arrays import F64, I64, as_float64, as_labels, frozen
 from certbound.bound import Bound, Claim
 from certbound.crown.compat import bounded_module, load_auto_lirpa, package_version, watch_slopes
-from certbound.errors import CertboundError, InputError
+from certbound.errors import CertboundError, InputError, NumericalError
 from certbound.io.to_torch import import_torch, to_torch, two_class
 from certbound.network import Network, as_network
+from certbound.robustness import network_margins
 from certbound.types import SCHEMA_VERSION, Quantity, Rigor, Sense, Status, norm_name, parse_delta, parse_norm
 
 _LIRPA = "by auto_LiRPA (Xu et al. 2020, arXiv:2002.12920)"
@@ -311,7 +312,8 @@ def margins(
     ------
     InputError : unusable arguments, a method that is not there, samples outside ``clip``.
     MissingDependencyError : auto_LiRPA is not installed.
-    CertboundError : auto_LiRPA returned NaN, or a bound above the margin at the centre, which is in the ball.
+    NumericalError : auto_LiRPA returned NaN.
+    CertboundError : a bound above the margin at the centre, which is in the ball.
 
     Source: see :data:`METHODS`.
 
@@ -344,7 +346,7 @@ def margins(
     logits = losses.class_logits(network.forward(flat))
     if not np.all(np.isfinite(logits)):
         raise InputError("model", got="outputs that overflow", needed="finite outputs", fix="check its weights")
-    clean = losses.margins_of(logits, labels)
+    clean = network_margins(network, flat, labels)
     rows, note = np.arange(len(labels)), ""
     if radius == 0.0:
         lower = clean.copy()  # the ball is its centre; auto_LiRPA would be off by its own 1e-8 at kinks
@@ -352,7 +354,7 @@ def margins(
         lower, note = _bounded(network, flat, labels, radius, p, box, method, batch_size, iterations)
         lower[rows, labels] = math.inf
         if np.any(np.isnan(lower)):
-            raise CertboundError(f"{method} returned NaN for {int(np.isnan(lower).any(axis=1).sum())} samples")
+            raise NumericalError(f"{method} returned NaN for {int(np.isnan(lower).any(axis=1).sum())} samples")
         # The centre is in the ball: a bound above the clean margin can be rounding, or else it is wrong.
         allowed = 1e-6 * max(float(np.abs(logits).max()), 1e-6)
         excess = np.where(np.isinf(clean), -math.inf, lower - np.where(np.isinf(clean), 0.0, clean))

@@ -166,6 +166,14 @@ def _tensors(loaded: object, file: Path, argument: str) -> dict[str, tuple[F64, 
     if isinstance(loaded, Mapping):
         inside = [k for k in _NESTED if isinstance(loaded.get(k), Mapping)]
         if len(inside) == 1:  # a checkpoint: weights beside epochs and optimiser states
+            beside = sorted(str(k) for k, v in loaded.items() if isinstance(v, torch.Tensor))
+            if beside:
+                raise InputError(
+                    argument,
+                    got=f"{file.name}, with weights under {inside[0]!r} and the tensors {beside[:5]} beside them",
+                    needed="one set of weights",
+                    fix="save the state dict alone, or move the other tensors out of the top level",
+                )
             logger.info("%s: taking the weights under %r", file.name, inside[0])
             state = loaded[inside[0]]
     if not isinstance(state, Mapping):
