@@ -22,7 +22,8 @@ from certbound.types import Status
 
 
 def pair_sdp_2(B: F64, A: F64, time_limit: float | None = None) -> tuple[float, Status]:
-    """``(value, status)``: an upper bound of ``max_D ‖B D A‖_2``, never above :func:`closed_form_2` or ``‖B‖‖A‖``.
+    """``(value, status)``: an upper bound of ``max_D ‖B D A‖_2``, never above the closed form
+    (:func:`closed_form_2`) or the product of norms of the balanced pair (hidden coordinates rescaled by powers of 2).
 
     Parameters
     ----------
