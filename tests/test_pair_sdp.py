@@ -41,8 +41,9 @@ def test_between_the_exact_value_and_the_closed_form(seed, integer):
     value, status = pair_sdp_2(B, A)
     assert status is Status.OK
     assert exact_2(B, A) <= value * UP
-    a, b, exponent = balanced(*reversed(active_hidden(B, A)))
-    if a.size:
+    used_b, used_a = active_hidden(B, A)
+    if used_a.size:
+        a, b, exponent = balanced(used_a, used_b)
         assert value <= math.ldexp(closed_form_2(b, a), exponent) * UP
         assert value <= math.ldexp(np.linalg.norm(b, 2) * np.linalg.norm(a, 2), exponent) * UP
 
