@@ -136,3 +136,17 @@ def test_weights_cannot_be_changed_through_the_base():
     weight = Network.from_weights([EYE]).chain.weights[0]
     owner = weight if weight.base is None else weight.base
     assert not owner.flags.writeable
+
+
+def test_layers_left_out_of_check_are_named_even_when_quiet(tmp_path, capsys):
+    from certbound.cli import main
+
+    model = tmp_path / "net.py"
+    model.write_text(
+        "from torch import nn\n"
+        "def conv():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))\n",
+        encoding="utf-8",
+    )
+    assert main(["check", "--model", f"{model}:conv", "--quiet"]) == 0
+    assert "Conv2d" in capsys.readouterr().err

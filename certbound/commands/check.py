@@ -181,7 +181,7 @@ def _of_file(path: Path, keys: list[str] | None) -> dict[str, F64]:
         matrices = {n: as_matrix(a, n) for n, a in weights.items() if n.split(".")[-1] == "weight" and a.ndim == 2}
         others = [n for n, a in weights.items() if n not in matrices and a.ndim != 1]
         if others:
-            logger.info("left out, being no *.weight matrices: %s", ", ".join(others))
+            logger.warning("left out, being no *.weight matrices: %s", ", ".join(others))
     if not matrices:
         raise InputError("files", got=f"{path.name} without a matrix", needed="a weight matrix", fix="check the file")
     return matrices

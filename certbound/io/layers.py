@@ -44,7 +44,7 @@ def _of_module(module: Any, argument: str) -> dict[str, F64]:
         elif getattr(m, "weight", None) is not None:
             skipped.append(f"{name} ({tm._exact_class(m).__name__})")
     if skipped:
-        logger.info("left out, being no matrices: %s", ", ".join(skipped))
+        logger.warning("left out, being no matrices: %s", ", ".join(skipped))
     if not found:
         raise InputError(
             argument,
