@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from certbound.attacks.universal import UniversalReport, universal_perturbation
     from certbound.attribution import Attribution
     from certbound.bound import Bound, Claim, Result, compose, tightest
+    from certbound.certificate import load_certificate
     from certbound.ci_gate import Baseline, GateReport, Limits, gate
     from certbound.comparison import Comparison, compare, compare_curve
     from certbound.compressibility import dispersion, smallest_k, tail_ratio
@@ -39,9 +40,13 @@ if TYPE_CHECKING:
     from certbound.lipschitz.sdp import lipschitz_sdp
     from certbound.model_comparison import ModelComparison, certified_radii, compare_models
     from certbound.network import Affine, Ball, Flatten, Network, Normalise, ReLU, as_network
-    from certbound.norms.dense import (
+    from certbound.norms.bounds import (
+        frobenius_norm_lower,
         frobenius_norm_upper,
+        inf_norm_lower,
         inf_norm_upper,
+        one_norm_lower,
+        one_norm_upper,
         spectral_norm_lower,
         spectral_norm_upper,
     )
@@ -52,6 +57,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "certbound.attribution": ("Attribution",),
+    "certbound.certificate": ("load_certificate",),
     "certbound.ci_gate": ("Baseline", "GateReport", "Limits", "gate"),
     "certbound.io.quantised": ("dequantise",),
     "certbound.io.factory": ("load_model",),
@@ -79,7 +85,16 @@ _HOMES = {
     "certbound.lipschitz.product": ("lipschitz_product",),
     "certbound.lipschitz.sdp": ("lipschitz_sdp",),
     "certbound.network": ("Affine", "Ball", "Flatten", "Network", "Normalise", "ReLU", "as_network"),
-    "certbound.norms.dense": ("frobenius_norm_upper", "inf_norm_upper", "spectral_norm_lower", "spectral_norm_upper"),
+    "certbound.norms.bounds": (
+        "frobenius_norm_lower",
+        "frobenius_norm_upper",
+        "inf_norm_lower",
+        "inf_norm_upper",
+        "one_norm_lower",
+        "one_norm_upper",
+        "spectral_norm_lower",
+        "spectral_norm_upper",
+    ),
     "certbound.theorems.corollary33": ("Corollary33Report", "check_corollary33"),
     "certbound.theorems.theorem31": ("Theorem31Report", "check_theorem31"),
     "certbound.theorems.theorem32": ("Theorem32Report", "check_theorem32"),
@@ -97,6 +112,7 @@ __all__ = [
     "Limits",
     "gate",
     "dequantise",
+    "load_certificate",
     "load_model",
     "ModelComparison",
     "certified_radii",
@@ -150,6 +166,10 @@ __all__ = [
     "margins",
     "smallest_k",
     "spectral_norm_lower",
+    "frobenius_norm_lower",
+    "inf_norm_lower",
+    "one_norm_lower",
+    "one_norm_upper",
     "spectral_norm_upper",
     "tail_ratio",
     "tightest",

@@ -60,6 +60,14 @@ class Claim:
         }
 
 
+class Certificate(Protocol):
+    """Evidence that can be re-checked without the solver that found it."""
+
+    def verify(self, network_or_weights: object) -> bool:
+        """True, or raises CertificateError with the reason."""
+        ...
+
+
 @dataclass(frozen=True)
 class Bound:
     """A value on a stated side of a stated quantity.
@@ -75,6 +83,7 @@ class Bound:
     slack : itemised looseness, pairs ``(name, factor)``.
     terms : the bounds this one was made of.
     parameters : the numbers that went in, pairs ``(name, value)``, so that it can be recomputed.
+    certificate : evidence that re-proves the value without the method that found it, where there is one.
 
     Raises
     ------
@@ -100,6 +109,7 @@ class Bound:
     slack: tuple[tuple[str, float], ...] = ()
     terms: tuple[Bound, ...] = ()
     parameters: tuple[tuple[str, float], ...] = ()
+    certificate: Certificate | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         value = float(self.value)
@@ -174,14 +184,6 @@ def vacuous_bound(claim: Claim, sense: Sense, *, method: str, source: str) -> Bo
     inf
     """
     return Bound(claim.quantity.vacuous(sense), claim, sense, Rigor.RIGOROUS, method, source)
-
-
-class Certificate(Protocol):
-    """Evidence that can be re-checked without the solver that found it."""
-
-    def verify(self, network_or_weights: object) -> bool:
-        """True, or raises CertificateError with the reason."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from certbound.arrays import F64, as_float64, as_matrix, digest, frozen, is_torch, power_of_two_scale
 from certbound.errors import InputError, UnsupportedLayerError
+from certbound.rounding import gamma
 from certbound.types import GLOBAL, norm_name, parse_delta, parse_norm
 
 __all__ = ["GLOBAL", "Affine", "Ball", "Chain", "Flatten", "Layer", "Network", "Normalise", "ReLU", "as_network"]
@@ -117,6 +119,67 @@ def _unvanished(before: F64, after: F64, least: float) -> F64:
     return after
 
 
+@dataclass(frozen=True, eq=False)
+class _Folding:
+    """The affine map collected since the last ReLU, ``x ↦ W x + b``, and how far rounding took it from the true one.
+
+    ``weight`` None: the identity. ``error``, ``bias_error``: entrywise bounds of |true − stored|; None: exact.
+    """
+
+    weight: F64 | None
+    bias: F64
+    error: F64 | None = None
+    bias_error: F64 | None = None
+
+    def then_affine(self, layer: Affine) -> _Folding:
+        """Followed by an affine layer."""
+        A, n = layer.weight, layer.weight.shape[1]
+        with np.errstate(over="ignore", invalid="ignore"):  # refused in _folded
+            bias = A @ self.bias
+            if layer.bias is not None:
+                bias = bias + layer.bias
+            touched = bool(self.bias.any()) or self.bias_error is not None
+            bias_error = None
+            if touched:
+                spread = np.zeros(n) if self.bias_error is None else self.bias_error
+                own = 0.0 if layer.bias is None else np.abs(layer.bias)
+                bias_error = _above(np.abs(A) @ (np.abs(self.bias) * _gamma(n + 4) + spread) + _gamma(4) * own, n)
+            if self.weight is None:
+                return _Folding(A.copy(), bias, None, bias_error)
+            product = _product(A, self.weight)
+            spread = 0.0 if self.error is None else self.error
+            error = _above(np.abs(A) @ (np.abs(self.weight) * _gamma(n + 4) + spread), n)
+        return _Folding(product, bias, error, bias_error)
+
+    def then_normalise(self, mean: F64, std: F64) -> _Folding:
+        """Followed by ``(x − mean)/std``."""
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # refused in _folded
+            before = np.diag(np.ones(len(std))) if self.weight is None else self.weight
+            weight = _unvanished(before, before / std[:, None], 2.0**-1000)
+            bias = (self.bias - mean) / std
+            spread = 0.0 if self.error is None else self.error / std[:, None]
+            exact = self.error is None and bool(np.all(_is_power_of_two(std)))
+            error = None if exact else _above(np.abs(weight) * _gamma(4) + spread, 1)
+            moved = 0.0 if self.bias_error is None else self.bias_error / std
+            plain = self.bias_error is None and not (self.bias.any() or mean.any())
+            bias_error = None if plain else _above((np.abs(self.bias) + np.abs(mean)) / std * _gamma(6) + moved, 1)
+        return _Folding(weight, bias, error, bias_error)
+
+
+def _gamma(n: int) -> float:
+    """``n u/(1 − n u)`` and a little: see :mod:`certbound.rounding`."""
+    return gamma(n) * (1 + 2.0**-20)
+
+
+def _above(error: F64, n: int) -> F64:
+    """An error bound computed in n steps, made one that its own rounding and underflow cannot falsify."""
+    return error * (1 + 2.0**-20) + n * 2.0**-1000
+
+
+def _is_power_of_two(values: F64) -> npt.NDArray[np.bool_]:
+    return np.frexp(values)[0] == 0.5
+
+
 def _folded(arrays: list[F64], name: str) -> tuple[F64, ...]:
     """Read-only arrays; refused if folding the normalisation overflowed."""
     for array in arrays:
@@ -138,12 +201,20 @@ class Chain:
     """Canonical form: affine maps with a ReLU between each two (and after the last if ``final_relu``).
 
     ``weights[i]`` has shape (outputs, inputs), first layer first. Normalisation is folded into the
-    affine map after it and consecutive affine maps are multiplied, in float64.
+    affine map after it and consecutive affine maps are multiplied, in float64; ``errors[i]`` and ``bias_errors[i]``
+    bound, entry by entry, how far that is from the exact product; None where nothing was rounded.
     """
 
     weights: tuple[F64, ...]
     biases: tuple[F64, ...]
     final_relu: bool
+    errors: tuple[F64 | None, ...] = ()
+    bias_errors: tuple[F64 | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("errors", "bias_errors"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, (None,) * len(self.weights))
 
     @property
     def encoder(self) -> tuple[F64, ...]:
@@ -266,39 +337,34 @@ class Network:
     @cached_property
     def chain(self) -> Chain:
         """The canonical chain of affine maps with ReLUs between."""
-        weights: list[F64] = []
-        biases: list[F64] = []
+        maps: list[_Folding] = []
         n = self.n_inputs
-        w: F64 | None = None  # the affine map being collected since the last ReLU; None: identity
-        b: F64 = np.zeros(n)
-        final_relu = False
+        start = _Folding(None, np.zeros(n))
+        now, final_relu = start, False
         shape: tuple[int, ...] | None = self.input_shape
         for layer in self.layers:
             if isinstance(layer, Affine):
-                bias = 0.0 if layer.bias is None else layer.bias
-                with np.errstate(over="ignore", invalid="ignore"):  # refused in _folded
-                    b = layer.weight @ b + bias
-                w = layer.weight.copy() if w is None else _product(layer.weight, w)
+                now = now.then_affine(layer)
                 n, shape, final_relu = layer.weight.shape[0], None, False
             elif isinstance(layer, Normalise):
-                mean, std = layer.per_input(shape, n)
-                with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # refused in _folded
-                    before = np.diag(np.ones(n)) if w is None else w
-                    w = _unvanished(before, before / std[:, None], 2.0**-1000)
-                    b = (b - mean) / std
-                final_relu = False
+                now, final_relu = now.then_normalise(*layer.per_input(shape, n)), False
             elif isinstance(layer, Flatten):
                 shape = None
             else:
                 if final_relu:
                     continue  # ReLU after ReLU is the identity
-                weights.append(np.eye(n) if w is None else w)
-                biases.append(b)
-                w, b, final_relu = None, np.zeros(n), True
-        if w is not None:
-            weights.append(w)
-            biases.append(b)
-        return Chain(_folded(weights, "weights"), _folded(biases, "biases"), final_relu)
+                maps.append(now)
+                now, final_relu = _Folding(None, np.zeros(n)), True
+        if now.weight is not None:
+            maps.append(now)
+        weights = [np.eye(len(f.bias)) if f.weight is None else f.weight for f in maps]
+        return Chain(
+            _folded(weights, "weights"),
+            _folded([f.bias for f in maps], "biases"),
+            final_relu,
+            tuple(f.error for f in maps),
+            tuple(f.bias_error for f in maps),
+        )
 
     @cached_property
     def open_ended(self) -> Network:

@@ -15,7 +15,7 @@ from certbound.arrays import F64
 from certbound.bound import Bound, Claim, Result
 from certbound.errors import InputError
 from certbound.lipschitz.pattern_pair import balanced, ldexp_up, max_pattern_norm
-from certbound.lipschitz.product import Outputs, output_row, product_bound
+from certbound.lipschitz.product import Outputs, best_rigor, output_row, product_bound
 from certbound.network import Network, as_network
 from certbound.norms.dense import induced_norm
 from certbound.types import Quantity, Rigor, Sense, Status, parse_norm
@@ -91,6 +91,6 @@ def lipschitz_patterns(network: object, norm: object = 2) -> Result:
     net, p = as_network(network), parse_norm(norm)
     hidden = sum(w.shape[0] for w in net.chain.encoder)
     if hidden > MAX_HIDDEN:
-        return Result(product_bound(net, p), Status.TOO_LARGE, seconds=time.perf_counter() - start)
+        return Result(product_bound(net, p, "all", best_rigor()), Status.TOO_LARGE, seconds=time.perf_counter() - start)
     bound = pattern_bound(net, p)
     return Result(bound, Status.OK, seconds=time.perf_counter() - start, stats=(("hidden neurons", float(hidden)),))

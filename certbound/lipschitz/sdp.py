@@ -1,148 +1,200 @@
 """``lipschitz_sdp``: certified Lipschitz constants from feasible points of the LipSDP-neuron relaxation.
 
 ``closed-form``: the always-valid recursion (milliseconds, any size). ``cvxpy``: the optimum of a small LMI, its
-multipliers repaired before they count. Every answer is the smallest of what the method found, the closed form and
-the product of norms: a solver's optimum can be above the product.
+multipliers proved before they count. Every answer is the smallest of what the method found, the closed form and
+the product of norms (a solver's optimum can be above the product), is rigorous, and carries a certificate.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from certbound.arrays import F64, power_of_two_scale
+from certbound.arrays import F64
 from certbound.bound import Bound, Claim, Result, multiply_up
-from certbound.errors import InputError, MissingDependencyError
+from certbound.errors import InputError, MissingDependencyError, NumericalError
 from certbound.lipschitz import sdp_cvxpy
 from certbound.lipschitz.pattern_pair import triangular_factor
-from certbound.lipschitz.product import Outputs, functional_bound, output_row, product_bound, product_of_norms
-from certbound.lipschitz.recursion import forward, head_norm_2, recursion_inf
-from certbound.lipschitz.repair import repaired
+from certbound.lipschitz.product import (
+    Outputs,
+    certified_product,
+    functional_bound,
+    output_row,
+    product_bound,
+    product_of_norms,
+)
+from certbound.lipschitz.recursion import forward, head_norm_2, recursion_2, recursion_inf
+from certbound.lipschitz.repair import gain_of
+from certbound.lipschitz.sdp_certificate import SOURCE, Problem, Proof, SdpCertificate, certify
 from certbound.losses import class_head
 from certbound.network import Network, as_network
+from certbound.rounding import check_arithmetic
 from certbound.types import Quantity, Rigor, Sense, Status, parse_norm
 
 Method = Literal["auto", "closed-form", "cvxpy"]
-_SOURCE = "LipSDP-neuron (Fazlyab et al., NeurIPS 2019); certbound theory, section 5"
-
 
 @dataclass(frozen=True)
 class _Found:
-    """A value on the upper side, how it was found, and how the method ended."""
+    """What proves the outputs' constant, and how the method ended."""
 
-    value: float
+    proof: Proof
     method: str
     status: Status = Status.OK
     stats: tuple[tuple[str, float | str], ...] = ()
 
 
-def _bound(network: Network, norm: float, outputs: Outputs, found: _Found) -> Bound:
-    """The smaller of the value found and the product of norms, as a bound."""
-    product = product_bound(network, norm, outputs)
-    claim = Claim(Quantity.LIPSCHITZ, norm, norm, outputs=outputs, subject=network.digest)
-    if product.value < found.value:
-        # the claim of `product` is the same; only the way there differs
-        return Bound(product.value, claim, Sense.UPPER, product.rigor, product.method, product.source, terms=(product,))
-    return Bound(found.value, claim, Sense.UPPER, Rigor.NUMERICAL, found.method, _SOURCE)
+def _metric(network: Network, norm: float, outputs: Outputs) -> F64:
+    """The input metric d of the closed form: 1 for ℓ2, the refined one of :func:`recursion_inf` for ℓ∞."""
+    if not math.isinf(norm):
+        return np.ones(network.n_inputs)
+    return recursion_inf(network.chain.encoder, output_row(network, outputs))[1]
 
 
-def _heads(network: Network, norm: float, outputs: Outputs) -> list[F64]:
-    """The head blocks to bound: the whole head (ℓ2), or one row each (ℓ∞ bounds outputs one by one)."""
-    if outputs != "all":
-        return [output_row(network, outputs)[None]]
-    head = network.chain.head
-    return [row[None] for row in head] if math.isinf(norm) else [head]
+def _closed_form(network: Network, norm: float, outputs: Outputs) -> _Found:
+    """The smaller of the closed form and the product of norms, proved."""
+    product = Proof.by_product(network, norm, outputs)
+    if product.value == 0.0 or not network.chain.encoder:
+        return _Found(product, "product of norms")  # one affine map or a constant: the product is exact
+    found = certify(network, outputs, norm, _metric(network, norm, outputs))
+    if found is None or product.value <= found[0].value:
+        return _Found(product, "product of norms")
+    return _Found(found[0], "closed-form recursion")
 
 
-def _closed_form(network: Network, norm: float, heads: list[F64]) -> _Found:
-    encoder = network.chain.encoder
-    if math.isinf(norm):
-        # output by output, the product can be the smaller one
-        ceiling = product_of_norms(encoder, norm, "").value
-        value = max(
-            min(recursion_inf(encoder, h[0])[0], multiply_up(ceiling, functional_bound(h[0], norm, "all").value))
-            for h in heads
-        )
-    else:
-        run = forward(encoder, np.ones(network.n_inputs))
-        value = max(head_norm_2(run, h) for h in heads)
-    return _Found(value, "closed-form recursion")
+def _hint(network: Network, outputs: Outputs, norm: float, left: float | None) -> tuple[Hint | None, str, float]:
+    """The solver's multipliers for the weights of :class:`Problem`, what it said, and its value (heuristic)."""
+    problem = Problem.of(network, outputs)
+    weights = list(problem.encoder)
+    if not math.isinf(norm) and weights[0].shape[1] > weights[0].shape[0]:
+        # ‖·‖_2 does not see an orthogonal change of input: the LQ factor has h_1 columns (false for ℓ∞)
+        weights[0] = triangular_factor(weights[0].T).T
+    norms = [float(np.linalg.norm(w, 2)) for w in weights]
+    head_norm = float(np.linalg.norm(problem.head, 2))
+    unit = [w / n for w, n in zip(weights, norms, strict=True)]
+    answer = sdp_cvxpy.solve(unit, problem.head / head_norm, norm, left)
+    said = f"{answer.solver} ({answer.status})"
+    if answer.multipliers is None:
+        return None, said, math.nan
+    d = answer.multipliers.d
+    # T keeps its units of L²: of the factors s that fit it, the solver's own may be too small, or T's least too large
+    own = float(np.max(d)) if math.isinf(norm) else answer.value
+    least = gain_of(unit, problem.head / head_norm, answer.multipliers.t, np.maximum(d, 1e-9 * float(np.max(d))))
+    s = max(own, 0.0) if least is None else least * (float(np.max(d)) if math.isinf(norm) else 1.0)
+    if not (s > 0.0 and math.isfinite(s)):
+        s = 1.0  # a hint of no use: the closed form takes over as it is moved
+    # T of unit weights in units of L² becomes T/s, and the norms so far are taken out of it
+    gains = np.cumprod(np.square(norms))
+    t = tuple(x / (s * g) for x, g in zip(answer.multipliers.t, gains, strict=True))
+    scale = math.sqrt(gains[-1]) * head_norm
+    value = math.sqrt(max(answer.value, 0.0)) * scale * 2.0 ** min(1000, max(-1000, sum(problem.exponents)))
+    return Hint(t, d if math.isinf(norm) else np.ones(network.n_inputs)), said, value
 
 
-def _cvxpy(network: Network, norm: float, heads: list[F64], time_limit: float | None) -> _Found:
-    """The SDP for each head block, repaired; the closed form where it fails."""
+@dataclass(frozen=True, eq=False)
+class Hint:
+    """Multipliers and a metric that a solver proposed: nothing is believed of them."""
+
+    t: tuple[F64, ...]
+    d: F64
+
+
+def _cvxpy(network: Network, norm: float, outputs: Outputs, left: float | None) -> _Found:
+    """The SDP of one block of outputs, its multipliers proved; the closed form where that fails."""
     start = time.perf_counter()
-    fallback = _closed_form(network, norm, heads)
-    encoder = network.chain.encoder
-    if not encoder or any(not w.any() for w in encoder):
-        return fallback  # one affine map or a constant: the closed form is exact
-    size = sdp_cvxpy.lmi_size(encoder, norm)
+    fallback = _closed_form(network, norm, outputs)
+    if fallback.proof.value == 0.0 or not network.chain.encoder:
+        return fallback
+    size = sdp_cvxpy.lmi_size(network.chain.encoder, norm)
     if size > sdp_cvxpy.SCS_LIMIT:
         sizes = (("LMI size", float(size)), ("limit", float(sdp_cvxpy.SCS_LIMIT)))
-        return _Found(fallback.value, fallback.method, Status.TOO_LARGE, sizes)
+        return _Found(fallback.proof, fallback.method, Status.TOO_LARGE, sizes)
     try:
         sdp_cvxpy.import_cvxpy()
     except MissingDependencyError as error:
-        return _Found(fallback.value, fallback.method, Status.NOT_INSTALLED, (("install", error.command),))
-    # powers of two first: the norm of weights near 1e308 is no float
-    powers = [power_of_two_scale(w) for w in encoder]
-    reduced = [w / p for w, p in zip(encoder, powers, strict=True)]
-    if not math.isinf(norm) and encoder[0].shape[1] > encoder[0].shape[0]:
-        # ‖·‖_2 does not see an orthogonal change of input: the LQ factor has h_1 columns (false for ℓ∞)
-        reduced[0] = triangular_factor(reduced[0].T).T
-    norms = [float(np.linalg.norm(w, 2)) for w in reduced]
-    unit = [w / n for w, n in zip(reduced, norms, strict=True)]
-    worst, status = 0.0, Status.OK
-    stats: dict[str, Any] = {}
-    singles = [fallback.value] if len(heads) == 1 else [_closed_form(network, norm, [h]).value for h in heads]
-    for h, single in zip(heads, singles, strict=True):
-        head_norm = float(np.linalg.norm(h, 2))
-        if head_norm == 0.0:
-            continue
-        left = None if time_limit is None else time_limit - (time.perf_counter() - start)
-        if left is not None and left <= 0:
-            worst, status = max(worst, single), Status.TIME_LIMIT
-            continue
-        answer = sdp_cvxpy.solve(unit, h / head_norm, norm, left)
-        scale = reduce(multiply_up, [*norms, head_norm, *sorted(powers, reverse=True)])
-        stats["solver"] = f"{answer.solver} ({answer.status})"
-        if answer.multipliers is not None:
-            said = math.sqrt(max(answer.value, 0.0)) * scale
-            stats["solver value (heuristic)"] = max(said, stats.get("solver value (heuristic)", 0.0))
-        if "limit" in answer.status:
-            status = Status.TIME_LIMIT  # what the solver had by then is repaired all the same
-        fixed = None if answer.multipliers is None else repaired(unit, h / head_norm, answer.multipliers)
-        if fixed is None:
-            worst, status = max(worst, single), Status.FAILED
-            continue
-        s, point, name = fixed
-        extra = float(point.d.sum()) if math.isinf(norm) else 1.0
-        stats["repair"] = name
-        worst = max(worst, min(single, multiply_up(math.sqrt(s * extra) * (1 + 1e-12), scale)))
-    return _Found(worst, "LipSDP-neuron (cvxpy), repaired", status, (("LMI size", float(size)), *stats.items()))
+        return _Found(fallback.proof, fallback.method, Status.NOT_INSTALLED, (("install", error.command),))
+    left = None if left is None else left - (time.perf_counter() - start)
+    if left is not None and left <= 0:
+        return _Found(fallback.proof, fallback.method, Status.TIME_LIMIT)
+    hint, said, value = _hint(network, outputs, norm, left)
+    # what the solver had at its time limit is proved all the same
+    status = Status.TIME_LIMIT if "limit" in said else Status.OK
+    stats: list[tuple[str, float | str]] = [("LMI size", float(size)), ("solver", said)]
+    if hint is None:
+        return _Found(fallback.proof, fallback.method, Status.FAILED, tuple(stats))
+    stats.append(("solver value (heuristic)", value))
+    found = certify(network, outputs, norm, hint.d, hint.t)
+    if found is None:
+        return _Found(fallback.proof, fallback.method, Status.FAILED, tuple(stats))
+    proof, theta = found
+    stats.append(("repair", "kept T" if theta == 0.0 else f"mixed with the closed form (theta = {theta:g})"))
+    if fallback.proof.value <= proof.value:
+        return _Found(fallback.proof, fallback.method, status, tuple(stats))
+    return _Found(proof, "LipSDP-neuron (cvxpy), repaired and proved", status, tuple(stats))
+
+
+def _numerical(network: Network, norm: float, outputs: Outputs, reason: str) -> Result:
+    """Where :func:`certbound.rounding.check_arithmetic` refuses to prove anything: the closed form without a proof."""
+    product = product_bound(network, norm, outputs)
+    rows = network.chain.head if outputs == "all" else output_row(network, outputs)[None]
+    encoder = network.chain.encoder
+    value = max(recursion_inf(encoder, r)[0] for r in rows) if math.isinf(norm) else recursion_2(encoder, rows)
+    claim = Claim(Quantity.LIPSCHITZ, norm, norm, outputs=outputs, subject=network.digest)
+    bound = Bound(min(value, product.value), claim, Sense.UPPER, Rigor.NUMERICAL, "closed-form recursion", SOURCE)
+    return Result(bound, Status.OK, stats=(("not rigorous because", reason),))
+
+
+def _worst(statuses: Iterable[Status]) -> Status:
+    """OK only if all are: the last that is not."""
+    return reduce(lambda a, b: a if b is Status.OK else b, statuses, Status.OK)
 
 
 def _one(network: Network, norm: float, outputs: Outputs, method: Method, time_limit: float | None) -> Result:
     start = time.perf_counter()
     network = network.open_ended
-    heads = _heads(network, norm, outputs)
+    try:
+        check_arithmetic()
+    except NumericalError as error:
+        return _numerical(network, norm, outputs, str(error))
+    # ∞ bounds outputs one by one
+    blocks: list[Outputs] = list(range(network.n_outputs)) if outputs == "all" and math.isinf(norm) else [outputs]
     chosen, why = method, ""
     if method == "auto":
         encoder = network.chain.encoder
         small = bool(encoder) and sdp_cvxpy.lmi_size(encoder, norm) <= sdp_cvxpy.CLARABEL_LIMIT
         chosen = "cvxpy" if small else "closed-form"
         why = f"auto: LMI {'within' if small else 'above'} {sdp_cvxpy.CLARABEL_LIMIT}, hence {chosen}"
-    found = _closed_form(network, norm, heads) if chosen == "closed-form" else _cvxpy(network, norm, heads, time_limit)
-    if method == "auto" and found.status is Status.NOT_INSTALLED:
-        found = _Found(found.value, found.method, Status.OK, found.stats)  # auto may do without cvxpy
-    stats = (*found.stats, *((("choice", why),) if why else ()))
-    bound = _bound(network, norm, outputs, found)
-    return Result(bound, found.status, seconds=time.perf_counter() - start, stats=stats)
+    found: list[_Found] = []
+    for block in blocks:
+        if chosen == "closed-form":
+            found.append(_closed_form(network, norm, block))
+        else:
+            left = None if time_limit is None else time_limit - (time.perf_counter() - start)
+            found.append(_cvxpy(network, norm, block, left))
+    worst = max(found, key=lambda f: f.proof.value)
+    product = certified_product(network, norm, outputs)
+    if product.value <= worst.proof.value:
+        bound, certificate = product, product.certificate
+    else:
+        name = "; ".join(dict.fromkeys([worst.method, *(f.method for f in found)]))
+        proofs = tuple(f.proof for f in found)
+        certificate = SdpCertificate(network.digest, norm, outputs, worst.proof.value, proofs, name)
+        bound = certificate.bound
+    status = _worst(f.status for f in found)
+    if method == "auto" and status is Status.NOT_INSTALLED:
+        status = Status.OK  # auto may do without cvxpy
+    said = [float(v) for f in found for k, v in f.stats if k == "solver value (heuristic)"]
+    stats: dict[str, float | str] = {k: v for f in found for k, v in f.stats}
+    if said:
+        stats["solver value (heuristic)"] = max(said)
+    if why:
+        stats["choice"] = why
+    return Result(bound, status, certificate, time.perf_counter() - start, tuple(stats.items()))
 
 
 def parse_outputs(outputs: object, n_outputs: int) -> Outputs:
@@ -173,6 +225,9 @@ def lipschitz_sdp(
     device: object = None,
 ) -> Result | tuple[Result, ...]:
     """Upper bound of the Lipschitz constant by the LipSDP-neuron relaxation; never above the product of norms.
+
+    The bound is rigorous: ``.certificate.verify(network)`` proves it anew with numpy only. (On a processor that flushes
+    subnormal numbers to zero it is ``numerical``, and the stats say why.)
 
     Parameters
     ----------
@@ -238,8 +293,8 @@ def margin_constants(
                 value = recursion_inf(chain.encoder, row)[0] if math.isinf(norm) else head_norm_2(run, row[None])
             else:
                 left = None if deadline is None else deadline - time.perf_counter()
-                found = _cvxpy(network, norm, [row[None]], left)
-                value, status = found.value, status if found.status is Status.OK else found.status
+                found = _cvxpy(network, norm, 0 if network.n_outputs == 1 else (j, y), left)
+                value, status = found.proof.value, status if found.status is Status.OK else found.status
             product = multiply_up(ceiling, functional_bound(row, norm, (j, y)).value)
             constants[j, y] = constants[y, j] = min(value, product)
     return constants, status
