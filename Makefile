@@ -1,5 +1,6 @@
 # Everything sets itself up: on a machine with Python >= 3.11 and make, `make demo` and `make test` are enough.
 #   make demo [SEEDS=5]   the demo, into results/demo        make test    the test suite
+#   make proofs           try to break every theorem (50 s)  make fuzz    1,000,000 matrices against rationals (resumable)
 #   make lint | types | doctest | imports | check (all)      make clean   remove .venv and caches
 
 SHELL := /bin/bash
@@ -20,7 +21,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help install demo readme test lint types doctest imports check clean
+.PHONY: help install demo readme test proofs fuzz lint types doctest imports check clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -54,6 +55,14 @@ readme: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
 
+# first whether the searches can win, then whether they do
+proofs: $(STAMP)
+	$(BIN)/python -m proofs_numeric --self-test
+	$(BIN)/python -m proofs_numeric
+
+fuzz: $(STAMP)
+	$(BIN)/python tests/campaign run --matrices 1000000 --jobs 2 --out results/campaign
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 
@@ -66,7 +75,7 @@ doctest: $(STAMP)
 imports: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 
-check: test lint types doctest imports
+check: test proofs lint types doctest imports
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage htmlcov build dist

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from certbound.commands import attack, check, compare, demo, doctor, gate
+from certbound.commands import attack, check, compare, demo, doctor, gate, verify
 from certbound.commands.options import Subparsers
 from certbound.errors import CertboundError, CertificateError, InputError, LadderError, MissingDependencyError
 
@@ -33,7 +33,7 @@ EXIT_CRASH: Final = 70
 _EPILOG: Final = """\
 exit codes:
   0  ok; also where a theorem's hypothesis is not met by the numbers given: that is an answer
-  1  a claim fails: a lower bound exceeds an upper bound, a theorem or a gate's check does not hold
+  1  a claim fails: a lower bound exceeds an upper bound, a theorem, a gate's check or a certificate does not hold
   2  bad input or usage
   3  a package is missing; the message holds the command that installs it
   70 a defect of certbound
@@ -44,6 +44,7 @@ examples:
   certbound compare --model net.py:make --weights w.safetensors --data mnist5k --delta 8/255 --norm inf
   certbound attack --weights net.npz --data test.npz --delta 0.5 --norm 2 --save adv.npz
   certbound gate --weights net.npz --data test.npz --delta 0.1 --norm 2 --min-certified-accuracy 0.8 --junit gate.xml
+  certbound verify bound.certificate --model net.py:make --weights w.safetensors
   certbound demo --quick --out results/quick
 """
 
@@ -53,6 +54,7 @@ _COMMANDS: Final[tuple[Callable[[Subparsers], None], ...]] = (
     compare.add,
     attack.add,
     gate.add,
+    verify.add,
     demo.add,
 )
 

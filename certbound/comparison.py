@@ -148,7 +148,9 @@ class Comparison:
                     f"{any_row.seconds:.2f}",
                 )
             )
-        return f"{head}\n{text.table(lines, columns)}\nladder: {len(self.ladder)} links hold"
+        plain = list(dict.fromkeys(r.method for r in self.rows if r.rigor is Rigor.NUMERICAL))
+        word = f"numerical, so rounding is not accounted for: {', '.join(plain)}\n" if plain else ""
+        return f"{head}\n{text.table(lines, columns)}\n{word}ladder: {len(self.ladder)} links hold"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with ``schema_version``."""

@@ -30,6 +30,7 @@ U = 2.0**-53
 TINY = 2.0**-1020
 """Absolute error of one product by underflow, for factors below 2, flushed subnormals included."""
 
+_PROBES = [1.0, 2.0**-53, 2.0**-1022]  # in a list: the compiler must not compute with them
 _EXACT_SIZE = 2**16  # up to here sums are rounded once, above it an a-priori factor does: a float costs 50 ns in fsum
 
 
@@ -81,9 +82,10 @@ def check_arithmetic() -> None:
 
     >>> check_arithmetic()
     """
-    one, eps, small = np.ones(8), np.full(8, 2.0**-53), np.full(8, 2.0**-1022)
-    nearest = np.all(one + eps == 1.0) and np.all(one + 1.5 * eps == 1 + 2.0**-52) and np.all(-one - eps == -1.0)
-    gradual = np.all(small * 0.5 > 0.0) and small[0].item() * 0.5 > 0.0
+    # floats of Python and arrays of numpy are computed by the same unit, under one setting a thread
+    one, eps, small = _PROBES
+    nearest = one + eps == one and one + 1.5 * eps == 1.0 + 2.0 * eps * 1.0 and -one - eps == -one
+    gradual = small * 0.5 > 0.0
     if not (nearest and gradual):
         what = "does not round to nearest" if not nearest else "flushes subnormal numbers to zero"
         raise NumericalError(

@@ -1,4 +1,7 @@
-"""Put the demo's table and pictures, and the example's output, into README.md: ``make readme`` after ``make demo``."""
+"""Put the demo's table and pictures, the example's output and the certificate's script into README.md.
+
+``make readme`` after ``make demo``; the table of benchmarks/rigour.py is taken from results/rigour.txt if it is there.
+"""
 
 import contextlib
 import io
@@ -33,12 +36,19 @@ def main() -> None:
     """Rewrite README.md from results/demo."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    summary = (RESULTS / "summary.txt").read_text(encoding="utf-8").rstrip()
-    text = between(text, "demo-table", f"```text\n{summary}\n```")
+    demo = RESULTS / "summary.txt"
+    if demo.exists():
+        text = between(text, "demo-table", f"```text\n{demo.read_text(encoding='utf-8').rstrip()}\n```")
     text = between(text, "example-output", f"```text\n{example_output(text)}\n```")
+    script = (ROOT / "docs" / "certificate" / "check.py").read_text(encoding="utf-8").rstrip()
+    text = between(text, "certificate-script", f"```python\n{script}\n```")
+    rigour = ROOT / "results" / "rigour.txt"
+    if rigour.exists():
+        text = between(text, "rigour-table", f"```text\n{rigour.read_text(encoding='utf-8').rstrip()}\n```")
     readme.write_text(text, encoding="utf-8")
     for name in ("bounds.png", "accuracy.png", "attribution.png"):
-        shutil.copyfile(RESULTS / name, ROOT / "docs" / "images" / name)
+        if demo.exists():
+            shutil.copyfile(RESULTS / name, ROOT / "docs" / "images" / name)
 
 
 if __name__ == "__main__":

@@ -213,6 +213,33 @@ def test_a_proof_covers_the_error(A, error):
         assert semidefinite(moved(fractions(A), -Fraction(error)))
 
 
+@matrix_settings
+@given(A=nearly_singular(), part=st.floats(0.0, 1.5))
+def test_no_shift_proves_what_is_false(A, part):
+    """Also with a shift that is too small, where Cholesky completes on what is not semidefinite."""
+    shift = part * default_shift([A])
+    if positive_definite(A, shift=shift):
+        assert semidefinite(fractions(A))
+
+
+def test_cholesky_completes_where_nothing_is_proved():
+    """What the shift is for: LAPACK factors an indefinite matrix, and we do not believe it."""
+    rng = np.random.default_rng(0)
+    completed = 0
+    for _ in range(400):
+        B = rng.standard_normal((4, 2))
+        A = B @ B.T
+        A = np.tril(A) + np.tril(A, -1).T + rng.integers(0, 3) * U * np.eye(4)
+        try:
+            np.linalg.cholesky(A)
+        except np.linalg.LinAlgError:
+            continue
+        if not semidefinite(fractions(A)):
+            completed += 1
+            assert not positive_definite(A) and not positive_definite(A, shift=0.0)
+    assert completed > 10
+
+
 @pytest.mark.parametrize("n", [1, 2, 5, 40, 300])
 def test_proofs_succeed_close_to_the_boundary(n):
     """What is definite by four times the shift is proved; by less than 0 it is not."""
@@ -325,9 +352,30 @@ def test_a_factor_that_is_wrong_is_noticed(monkeypatch):
     assert not positive_definite(indefinite)
 
 
+def test_the_rounding_of_the_residual_enters_the_proof(monkeypatch):
+    """It is far smaller than its bound, so that falsification cannot miss it: it is blown up instead."""
+    A = np.array([[2.0, 1.0], [1.0, 2.0]])
+    assert positive_definite(A, shift=0.25)
+    monkeypatch.setattr(rounding, "gamma", lambda n: 0.1 if n > 0 else 0.0)
+    assert not positive_definite(A, shift=0.25)
+    monkeypatch.setattr(rounding, "gamma", lambda n: 0.01 if n > 0 else 0.0)
+    assert positive_definite(A, shift=0.25)
+    monkeypatch.undo()
+    assert positive_definite(A, error=0.2, shift=0.25) and not positive_definite(A, error=0.3, shift=0.25)
+
+
+def test_a_wrong_factor_below_the_diagonal_is_noticed(monkeypatch):
+    """The blocks below the diagonal are solved for, by LAPACK as well."""
+    diagonal, lower = [np.array([[2.0]]), np.array([[2.0]])], [np.array([[1.0]])]
+    assert block_definite(diagonal, lower)
+    true = np.linalg.solve
+    monkeypatch.setattr(np.linalg, "solve", lambda A, B: 0.5 * true(A, B))
+    assert not block_definite(diagonal, lower)
+
+
 @network_settings
 @given(seed=st.integers(0, 2**32 - 1), m=st.integers(1, 4), n=st.integers(1, 40), p=st.integers(1, 4),
-       spread=st.sampled_from([0, 30, 500]))  # fmt: skip
+       spread=st.sampled_from([0, 30, 500, 560]))  # fmt: skip
 def test_product_errors(seed, m, n, p, spread):
     """``‖fl(AB) − AB‖_F`` in rationals, also where products underflow."""
     rng = np.random.default_rng(seed)
@@ -340,4 +388,4 @@ def test_product_errors(seed, m, n, p, spread):
             off += (Fraction(computed[i, j]) - sum((FA[i][k] * FB[k][j] for k in range(n)), Fraction(0))) ** 2
     assert off <= error**2
     usual = gamma(n) * float(np.linalg.norm(A)) * float(np.linalg.norm(B))
-    assert float(error) <= 1.01 * usual + 100 * n * m * p * TINY
+    assert spread == 560 or float(error) <= 1.01 * usual + 100 * n * m * p * TINY

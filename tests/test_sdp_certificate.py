@@ -22,7 +22,7 @@ from certbound.lipschitz import sdp_certificate
 from certbound.lipschitz.product import ProductCertificate, certified_product
 from certbound.lipschitz.recursion import recursion_2
 from certbound.lipschitz.sdp_certificate import Problem, SdpCertificate, certify, proves
-from certbound.network import Flatten
+from certbound.network import Flatten, _Folding
 from certbound.testing.strategies import relu_networks
 from certbound.types import Rigor, Status
 
@@ -257,6 +257,17 @@ def test_bounds_of_folded_networks_hold_for_the_exact_layers(norm, net):
         assert result.certificate.verify(net)
 
 
+def test_errors_of_earlier_layers_are_carried_on():
+    """Through weights and through a division, for weights and biases."""
+    off = _Folding(np.eye(2), np.ones(2), np.full((2, 2), 1e-3), np.full(2, 1e-2))
+    after = off.then_affine(Affine(np.array([[3.0, -4.0]])))
+    assert after.error is not None and after.bias_error is not None
+    assert np.all(after.error >= 7e-3) and np.all(after.bias_error >= 7e-2)
+    after = off.then_normalise(np.zeros(2), np.full(2, 0.5))
+    assert after.error is not None and after.bias_error is not None
+    assert np.all(after.error >= 2e-3) and np.all(after.bias_error >= 2e-2)
+
+
 def test_nothing_is_off_where_nothing_was_rounded():
     net = Network((Normalise([0.0], [0.25]), Affine(np.ones((2, 2))), ReLU(), Affine(np.ones((1, 2)))))
     assert net.chain.errors[1] is None and Network.from_weights([np.ones((2, 2))] * 2).chain.errors == (None, None)
@@ -265,11 +276,60 @@ def test_nothing_is_off_where_nothing_was_rounded():
 @both_norms
 def test_a_difference_of_rows_is_rounded(norm):
     """1 − (1e-17) is 1 in floats: the bound must hold for the difference of the rows as they are."""
-    W = [np.array([[1.0]]), np.array([[1.0], [-1e-17]])]
+    head = np.array([[1.0], [-1e-17]])
     exact = Fraction(1) + Fraction(1e-17)
-    for method in ("closed-form", "cvxpy"):
-        result = lipschitz_sdp(W, norm, outputs=(0, 1), method=method)
-        assert Fraction(result.value) >= exact and result.certificate.verify(W)
+    for W in ([np.array([[1.0]]), head], [head]):
+        for method in ("closed-form", "cvxpy"):
+            result = lipschitz_sdp(W, norm, outputs=(0, 1), method=method)
+            assert Fraction(result.value) >= exact and result.certificate.verify(W)
+
+
+def test_a_metric_that_is_not_constant():
+    """f(x) = relu(x_1) has constant 1 in ℓ2 and ℓ∞; d weighs its inputs by 1 and 1/4."""
+    problem = Problem.of(Network.from_weights([[[1.0, 0.0]], [[1.0]]]), "all")
+    d = np.array([1.0, 0.25])
+    assert proves(problem, [np.array([1.0])], d, 1.001) and not proves(problem, [np.array([1.0])], d, 0.999)
+    assert sdp_certificate.value_of(problem, d, 1.001, 2.0) == pytest.approx(math.sqrt(1.001))
+    assert sdp_certificate.value_of(problem, d, 1.001, math.inf) == pytest.approx(math.sqrt(1.25 * 1.001))
+
+
+def test_folding_enters_the_bounds(monkeypatch):
+    """Folding errors are about 1e-16 of the weights, below what proofs leave as air: blown up, they must be seen."""
+    net = Network((Normalise([0.0, 0.0], [0.3, 0.7]), Affine(np.eye(2)), ReLU(), Affine(np.ones((1, 2)))))
+    before = {p: (lipschitz_sdp(net, p, method="closed-form"), lipschitz_product(net, p)) for p in (2, math.inf)}
+    chain = net.chain
+    net.__dict__["chain"] = replace(chain, errors=(np.full((2, 2), 0.05), None))
+    for norm, (sdp, product_result) in before.items():
+        for old in (sdp, product_result):
+            assert not accepts(old.certificate, net)
+        assert lipschitz_sdp(net, norm, method="closed-form").value > 1.01 * sdp.value
+        assert lipschitz_product(net, norm).value > 1.01 * product_result.value
+        assert lipschitz_product(net, norm).certificate.verify(net)
+        assert lipschitz_sdp(net, norm, method="closed-form").certificate.verify(net)
+
+
+def test_every_error_enters_the_sdp(monkeypatch):
+    """The error that M must bear holds the rounding of T W, the folding, and the difference of head rows."""
+    seen = []
+    true = sdp_certificate.block_definite
+
+    def watch(diagonal, lower, *, error):
+        seen.append(error)
+        return true(diagonal, lower, error=error)
+
+    monkeypatch.setattr(sdp_certificate, "block_definite", watch)
+    W = [np.array([[1.0, 0.5], [0.25, 1.0]]), np.array([[1.0, 0.3], [0.1, 1.0]])]
+    problem = Problem.of(Network.from_weights(W), "all")
+    t = [np.array([0.7, 0.9])]
+    proves(problem, t, np.ones(2), 10.0)
+    assert problem.errors == (0.0,) and problem.head_error == 0.0
+    assert seen[-1] >= 2.0**-53 * 0.5  # about u ‖T W‖_F
+    proves(replace(problem, errors=(1e-3,)), t, np.ones(2), 10.0)
+    assert seen[-1] >= 1e-3 * 0.5
+    proves(replace(problem, head_error=1e-3), t, np.ones(2), 10.0)
+    assert seen[-1] >= 1e-3 * 0.25
+    pair = Problem.of(Network.from_weights(W), (0, 1))
+    assert pair.head_error >= 2.0**-53 * float(np.linalg.norm(W[1][0] - W[1][1])) * 0.99
 
 
 # -- altered certificates ------------------------------------------------------------------------------

@@ -789,8 +789,6 @@ W = np.array([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]])
         ({"form": "sharp"}, "form"),
         ({"form": "Derived"}, "form"),
         ({"form": None}, "form"),
-        ({"rigor": "rigorous"}, "rigor"),
-        ({"rigor": Rigor.RIGOROUS}, "rigor"),
         ({"rigor": "heuristic"}, "rigor"),
         ({"rigor": "sure"}, "rigor"),
         ({"rigor": None}, "rigor"),

@@ -189,7 +189,7 @@ def test_bad_norm(norm):
 
 def test_rigor_is_not_given_away():
     with pytest.raises(InputError, match="rigor"):
-        check_theorem32([np.eye(2)], rigor="rigorous")
+        check_theorem32([np.eye(2)], rigor="heuristic")
 
 
 def test_pairs_above_the_limit_are_marked():

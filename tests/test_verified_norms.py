@@ -162,6 +162,10 @@ def test_entries_that_scaling_loses_are_counted():
         assert exact_holds(name, W, high, Sense.UPPER) and exact_holds(name, W, low, Sense.LOWER)
         assert high < 1.5e300
     assert Fraction(inf_norm_upper(W, rigor="rigorous").value) >= Fraction(1e300) + Fraction(1e-300)
+    row = np.array([[1e300, 1e-300]])  # its norm is above 1e300, by 5e-901
+    with pytest.raises(CertificateError, match="not proved"):
+        NormCertificate(digest(row), 2.0, Sense.UPPER, 1e300).verify(row)
+    assert NormCertificate(digest(row), 2.0, Sense.UPPER, 1e300 * (1 + 2.0**-50)).verify(row)
 
 
 def test_flushed_subnormals_are_refused_by_name():
@@ -189,11 +193,24 @@ def test_nothing_false_is_proved(W, steps, v):
     with np.errstate(over="ignore"):
         near = float(np.linalg.norm(W / np.max(np.abs(W)), 2) * np.max(np.abs(W))) if W.any() else 0.0
         near = min(near * (1 + steps * 2.0**-52), sys.float_info.max)
-    vector = verified.singular_vector(W) if v % 2 and W.any() else rng.standard_normal(W.shape[1])
+    vector = verified.spectral_norm_below(W)[1] if v % 2 else None
+    vector = rng.standard_normal(W.shape[1]) if vector is None else vector
     for sense in Sense:
         certificate = NormCertificate(digest(W), 2.0, sense, near, vector if sense is Sense.LOWER else None)
         if certificate.proves(W):
             assert exact_holds("spectral", W, near, sense)
+
+
+def test_every_error_enters_the_proof(monkeypatch):
+    """Errors are far smaller than their bounds, so that falsification cannot miss one: each is blown up instead."""
+    A = np.array([[1.0, 0.5], [0.5, 1.0]])
+    assert verified.proves_upper(A, 1.51) and verified.spectral_lower(A, np.ones(2)) > 1.49
+    monkeypatch.setattr(verified, "gram_error", lambda _: 0.1)
+    assert not verified.proves_upper(A, 1.51)
+    monkeypatch.undo()
+    monkeypatch.setattr(verified, "gamma", lambda n: 0.01 * n)
+    assert 1.0 <= verified.spectral_lower(A, np.ones(2)) < 1.3
+    assert verified.easy_upper(A) > 1.5
 
 
 def norm_certificates(W):

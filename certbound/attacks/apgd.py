@@ -36,7 +36,7 @@ from certbound.attacks.common import (
     sizes,
     torch_device,
 )
-from certbound.attacks.pair import AttackPair, mean_gap
+from certbound.attacks.pair import AttackPair
 from certbound.bound import Bound, Claim
 from certbound.errors import CertboundError, InputError, MissingDependencyError
 from certbound.io.to_torch import import_torch, two_class
@@ -85,7 +85,8 @@ class AttackReport:
     largest_perturbation : largest ``‖x_adv − x‖`` and ``‖x_wrong − x‖``, computed in float64.
     tolerance : what ``largest_perturbation`` may exceed delta by; 0, since the points are moved inwards.
     domain, subject : what the claims of its bounds are about; no subject for a module that is not in the IR.
-    certificate : x and ``x_adv``, with which ``loss_gap`` can be verified without torch; None without a subject.
+    certificate : x and ``x_adv``, with which the gap can be verified without torch; its own bound is *rigorous*, and
+        less than ``loss_gap`` by what rounding may have added. None without a subject.
     """
 
     x_adv: F64 = field(repr=False)
@@ -344,7 +345,7 @@ def attack(
     Returns
     -------
     A frozen :class:`AttackReport`. Its bounds are *numerical*: the points are in the ball exactly, the losses at
-    them are computed in float64.
+    them are computed in float64. ``report.certificate.bound`` is *rigorous*.
 
     Raises
     ------
@@ -417,9 +418,8 @@ def attack(
     flat = np.ascontiguousarray(clean.reshape(len(clean), -1))
     certificate = None
     if network is not None:
-        # what Network.forward makes of the points, should it be less by a rounding
-        value = min(float(np.mean(loss - clean_loss)), mean_gap(network, clean, points, labels))
-        certificate = AttackPair(clean, points, labels, radius, p, value, network.digest, method)
+        measured = float(np.mean(loss - clean_loss))
+        certificate = AttackPair.proving(network, clean, points, labels, radius, p, method, measured)
     return AttackReport(
         frozen(points), frozen(wrong), labels, frozen(clean_loss), frozen(loss), correct, still_correct, radius, p,
         method, ran if radius > 0.0 else (), steps, restarts, seed, str(where), package, time.perf_counter() - begin,

@@ -636,5 +636,6 @@ def _lower(
         return vacuous_bound(claim, Sense.LOWER, method=_METHOD, source=_SOURCE), None
     J, pattern = exact_jacobian(net, search.point, outputs)
     value = norm_of_fractions(J, norm, Sense.LOWER)
-    bound = Bound(value, claim, Sense.LOWER, Rigor.NUMERICAL, "Jacobian norm at an inner point", _SOURCE)
-    return bound, SmoothPoint(search.point, norm, outputs, value, pattern)
+    witness = SmoothPoint.proving(net, search.point, norm, outputs, value, pattern=pattern)
+    bound = Bound(witness.value, claim, Sense.LOWER, Rigor.NUMERICAL, "Jacobian norm at an inner point", _SOURCE)
+    return bound, witness

@@ -47,20 +47,36 @@ def pair_sdp_2(B: F64, A: F64, time_limit: float | None = None) -> tuple[float, 
     right = triangular_factor(A.T).T if A.shape[1] > A.shape[0] else A
     nb, na = float(np.linalg.norm(left, 2)), float(np.linalg.norm(right, 2))
     fallback = min(closed_form_2(B, A), nb * na)
-    value, status = _optimum(left / nb, right / na, time_limit)
+    value, status, _ = _optimum(left / nb, right / na, time_limit)
     return ldexp_up(min(fallback, value * nb * na * (1 + 1e-12)), exponent), status
 
 
-def _optimum(B: F64, A: F64, time_limit: float | None) -> tuple[float, Status]:
-    """The repaired SDP bound for matrices of unit norm; ∞ where there is none."""
+def pair_multipliers(B: F64, A: F64, time_limit: float | None = None) -> list[tuple[F64, float]]:
+    """``[(t, ρ)]`` of the repaired optimum for a balanced pair without dead coordinates, or nothing: a hint, no bound.
+
+    >>> [(t, rho)] = pair_multipliers(np.array([[1.0, 1.0]]), np.array([[1.0], [-1.0]]))
+    >>> t.shape, round(rho, 3)
+    ((2,), 1.0)
+    """
+    left = triangular_factor(B) if B.shape[0] > B.shape[1] else B
+    right = triangular_factor(A.T).T if A.shape[1] > A.shape[0] else A
+    nb, na = float(np.linalg.norm(left, 2)), float(np.linalg.norm(right, 2))
+    if not (nb > 0.0 and na > 0.0 and math.isfinite(nb * na)):
+        return []
+    value, _, t = _optimum(left / nb, right / na, time_limit)
+    return [] if t is None else [(nb * nb * t, (nb * na * value) ** 2)]
+
+
+def _optimum(B: F64, A: F64, time_limit: float | None) -> tuple[float, Status, F64 | None]:
+    """The repaired SDP bound for matrices of unit norm, with its multipliers; ∞ where there is none."""
     if sdp_cvxpy.lmi_size([A], 2.0) > sdp_cvxpy.SCS_LIMIT:
-        return math.inf, Status.TOO_LARGE
+        return math.inf, Status.TOO_LARGE, None
     try:
         answer = sdp_cvxpy.solve([A], B, 2.0, time_limit)
     except MissingDependencyError:
-        return math.inf, Status.NOT_INSTALLED
+        return math.inf, Status.NOT_INSTALLED, None
     status = Status.TIME_LIMIT if "limit" in answer.status else Status.OK
     fixed = None if answer.multipliers is None else repaired([A], B, answer.multipliers)
     if fixed is None:
-        return math.inf, Status.TIME_LIMIT if status is Status.TIME_LIMIT else Status.FAILED
-    return math.sqrt(fixed[0]), status
+        return math.inf, Status.TIME_LIMIT if status is Status.TIME_LIMIT else Status.FAILED, None
+    return math.sqrt(fixed[0]), status, fixed[1].t[0]

@@ -14,12 +14,13 @@ Source: certbound theory, sections 6 and 8.
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +28,13 @@ import numpy.typing as npt
 from certbound import text
 from certbound.arrays import F64, frozen, power_of_two_scale
 from certbound.bound import Bound, Claim, Result, vacuous_bound
-from certbound.errors import CertificateError, InputError
+from certbound.certificate import Saveable, Stored, finish, take, take_array
+from certbound.errors import CertificateError, InputError, NumericalError
+from certbound.lipschitz.jacobian import float_norm_below, norm_below
 from certbound.lipschitz.product import Outputs, output_row
 from certbound.lipschitz.sdp import parse_outputs
 from certbound.network import Ball, Network, as_network
+from certbound.rounding import check_arithmetic
 from certbound.types import GLOBAL, Quantity, Rigor, Sense, Status, parse_norm
 
 SOURCE = "a.e. Jacobian of a piecewise affine map (Rademacher); certbound theory, section 8"
@@ -40,6 +44,7 @@ _PATIENCE = 10  # rounds of the search in which no start grows
 _BOUNDARIES = 32  # of a point's region, the nearest first, that one round crosses
 _STEPS_ACROSS = (1e-3, 0.1, 1.0)  # how far beyond a boundary, relative to the distance to it
 _TINY = 2.0**-1000
+_EXACT_WEIGHTS = 20_000  # up to here rationals take a second at most
 _SCALES = 12  # log-uniform range of sample sizes, in powers of 2 beyond the breakpoints
 
 
@@ -140,40 +145,140 @@ def _pull_back(row: list[Fraction], layers: list[tuple[list[list[Fraction]], lis
 
 
 @dataclass(frozen=True, eq=False)
-class SmoothPoint:
+class SmoothPoint(Saveable):
     """A point near which the network is affine, and the norm of its Jacobian there: evidence of a lower bound.
 
-    ``point``: exact rational coordinates, shape (inputs,); ``value``: ``‖J(point)‖_p``; ``pattern``: 0/1, one tuple a
-    hidden layer (a final ReLU is one).
+    Parameters
+    ----------
+    point : exact rational coordinates, shape (inputs,).
+    norm, outputs, value : the claim ``‖J(point)‖_p >= value`` of the outputs' rows, p in {2, ∞}.
+    pattern : 0/1, one tuple a hidden layer (a final ReLU is one), or nothing.
+    subject : digest of the network; empty: of whichever network, and checked as a *numerical* claim.
+    region : the ball that the point lies in; None: the claim is about all inputs.
+    direction : for p = 2 a vector v: ``‖J v‖_2 / ‖v‖_2`` needs no SVD. None: the SVD is believed (*numerical*).
+    numerical : why the value is *numerical* even so; empty if it is not.
     """
+
+    kind: ClassVar[str] = "smooth point"
 
     point: tuple[Fraction, ...]
     norm: float
     outputs: Outputs
     value: float
     pattern: tuple[tuple[int, ...], ...] = ()
+    subject: str = ""
+    region: Ball | None = None
+    direction: F64 | None = field(default=None, repr=False)
+    numerical: str = ""
+
+    @classmethod
+    def proving(
+        cls,
+        network: Network,
+        point: tuple[Fraction, ...],
+        norm: float,
+        outputs: Outputs,
+        found: float,
+        *,
+        pattern: tuple[tuple[int, ...], ...] = (),
+        region: Ball | None = None,
+    ) -> Self:
+        """The certificate of ``found``, or of the less that can be proved at a smooth point of a network.
+
+        Where nothing can be proved in a few seconds, of ``found`` itself, as a *numerical* value with the reason.
+        """
+        net, reason, value, direction = network.open_ended, _folding(network), found, None
+        if not reason and norm == 2.0:
+            direction = _direction(net, point, outputs, pattern)
+        if not reason:
+            value = min(found, _proved(network, point, norm, outputs, direction))
+            constant = False
+            if value <= 0.0 < found and sum(w.size for w in net.chain.weights) <= _EXACT_WEIGHTS:
+                J, _ = exact_jacobian(network, point, outputs)
+                value, constant = min(found, norm_below(J, norm, direction)), not any(any(row) for row in J)
+            if value <= 0.0 < found and not constant:
+                value, direction, reason = found, None, "error bounds in float64 prove nothing here"
+        return cls(point, norm, outputs, value, pattern, network.digest, region, direction, reason)
 
     @property
     def x(self) -> F64:
         """The point in float64, shape (inputs,). Where the region is narrower than float64 resolves it, outside it."""
         return frozen(np.array([float(v) for v in self.point]))
 
+    @property
+    def rigor(self) -> Rigor:
+        """*rigorous* if :meth:`verify` proves the value without any tolerance."""
+        proved = math.isinf(self.norm) or self.direction is not None or self.value == 0.0
+        return Rigor.RIGOROUS if self.subject and not self.numerical and proved else Rigor.NUMERICAL
+
+    @property
+    def bound(self) -> Bound:
+        """The claim: a lower bound of the Lipschitz constant."""
+        domain = GLOBAL if self.region is None else str(self.region)
+        claim = Claim(Quantity.LIPSCHITZ, self.norm, self.norm, domain, self.outputs, self.subject)
+        reasons = (self.numerical,) if self.numerical else ()
+        method = "Jacobian norm at a smooth point"
+        return Bound(self.value, claim, Sense.LOWER, self.rigor, method, SOURCE, reasons, certificate=self)
+
     def verify(self, network_or_weights: object) -> bool:
-        """Evaluate the network there in exact rationals; True, or CertificateError with the reason.
+        """Evaluate the network there, every rounding enclosed or in exact rationals.
+
+        Raises
+        ------
+        CertificateError : with the reason: another network, a kink, another pattern, a point outside the region, a
+            value that is not proved (of a *numerical* one: above the true value by more than 1e-12 of it).
 
         >>> SmoothPoint((Fraction(2),), math.inf, "all", 1.0).verify([[[1.0], [-1.0]], [[1.0, 1.0]]])  # |x| at 2
         True
         """
         network = as_network(network_or_weights)
+        if self.subject and network.digest != self.subject:
+            raise _error(f"it is about the network {self.subject!r}, not {network.digest!r}")
         if len(self.point) != network.n_inputs:
-            raise CertificateError(f"a point of {len(self.point)} numbers for a network of {network.n_inputs} inputs")
+            raise _error(f"a point of {len(self.point)} numbers for a network of {network.n_inputs} inputs")
+        self._check_claim(network)
+        if self.rigor is Rigor.RIGOROUS:
+            folding = _folding(network)
+            if folding:
+                raise _error(folding)
+            # quick, and where it proves too little, exact rationals decide; only they know a pattern to compare
+            if not self.pattern and self.value <= _proved(network, self.point, self.norm, self.outputs, self.direction):
+                return True
         J, pattern = exact_jacobian(network, self.point, self.outputs)
         if self.pattern and pattern != self.pattern:
-            raise CertificateError("the activation pattern at the point is another one")
-        true = norm_of_fractions(J, self.norm, Sense.UPPER)
-        if not self.value <= true * (1 + 1e-12):  # for the SVD (numerical); row sums are exact
-            raise CertificateError(f"the Jacobian's norm at the point is {true!r}, below {self.value!r}")
+            raise _error("the activation pattern at the point is another one")
+        if self.value == 0.0:
+            return True
+        if self.rigor is Rigor.RIGOROUS:
+            true = norm_below(J, self.norm, self.direction)
+        else:
+            true = norm_of_fractions(J, self.norm, Sense.UPPER)
+            true = max(true, true * (1 + 1e-12))  # for the SVD
+        if not self.value <= true:
+            raise _error(f"the Jacobian's norm at the point is {true!r}, below {self.value!r}")
         return True
+
+    def _check_claim(self, network: Network) -> None:
+        if self.norm not in (2.0, math.inf) or not 0.0 <= self.value < math.inf:
+            raise _error(f"norm {self.norm!r} or value {self.value!r} that no such bound has")
+        try:
+            chosen = parse_outputs(self.outputs, network.n_outputs)
+        except InputError as error:
+            raise _error(str(error)) from error
+        if chosen != self.outputs:
+            raise _error(f"outputs {self.outputs!r}")
+        v = self.direction
+        if v is not None and (v.shape != (network.n_inputs,) or not bool(np.all(np.isfinite(v)))):
+            raise _error(f"a direction of shape {v.shape} for {network.n_inputs} inputs, or one that is not finite")
+        if self.region is None:
+            return
+        if self.region.center.size != network.n_inputs or self.region.radius == 0.0:
+            raise _error("a region of another dimension, or of radius 0, on which every constant is 0")
+        moves = [abs(a - Fraction(b)) for a, b in zip(self.point, self.region.center.reshape(-1).tolist(), strict=True)]
+        radius = Fraction(self.region.radius)
+        square = max(moves) ** 2 if math.isinf(self.region.norm) else sum((m * m for m in moves), Fraction(0))
+        if square > radius**2:
+            raise _error(f"the point is outside the {self.region}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; coordinates as exact fractions in words."""
@@ -183,7 +288,118 @@ class SmoothPoint:
             "outputs": list(self.outputs) if isinstance(self.outputs, tuple) else self.outputs,
             "value": text.json_number(self.value),
             "pattern": [list(layer) for layer in self.pattern],
+            "subject": self.subject,
+            "rigor": str(self.rigor),
         }
+
+    def stored(self) -> Stored:
+        """Fields and arrays, for :meth:`save`; coordinates as fractions in hexadecimal (decimal has a limit)."""
+        if not self.subject:
+            raise _error("a point without a network's digest is no certificate that can be saved")
+        ball = self.region
+        fields = {
+            "norm": float(self.norm),
+            "numerical": self.numerical,
+            "outputs": list(self.outputs) if isinstance(self.outputs, tuple) else self.outputs,
+            "pattern": [list(layer) for layer in self.pattern],
+            "point": [f"{v.numerator:#x}/{v.denominator:#x}" for v in self.point],
+            "region": None if ball is None else [float(ball.norm), float(ball.radius)],
+            "subject": self.subject,
+            "value": float(self.value),
+        }
+        arrays = {} if ball is None else {"center": ball.center}
+        return Stored(self.kind, fields, arrays if self.direction is None else {**arrays, "direction": self.direction})
+
+    @classmethod
+    def restored(cls, stored: Stored) -> Self:
+        """The point again; :meth:`verify` checks what it says."""
+        names = ("norm", "numerical", "outputs", "pattern", "point", "region", "subject", "value")
+        ball, outputs = take(stored, "region", list, type(None)), take(stored, "outputs", str, int, list)
+        center = () if ball is None else ("center",)
+        vector = ("direction",) if "direction" in stored.arrays else ()
+        finish(stored, fields=names, arrays=(*center, *vector))
+        region = None
+        if ball is not None:
+            parts = Stored(stored.kind, {f"region[{i}]": v for i, v in enumerate(ball)})
+            finish(parts, fields=("region[0]", "region[1]"))
+            norm, radius = (take(parts, f"region[{i}]", float) for i in range(2))
+            region = Ball(take_array(stored, "center"), radius, norm)
+        if isinstance(outputs, list):
+            if [type(i) for i in outputs] != [int, int]:
+                raise _error("the field 'outputs' needs two integers")
+            outputs = (int(outputs[0]), int(outputs[1]))
+        pattern = take(stored, "pattern", list)
+        if not all(isinstance(row, list) and all(type(v) is int and v in (0, 1) for v in row) for row in pattern):
+            raise _error("the field 'pattern' needs lists of 0 and 1")
+        point = tuple(_fraction(v) for v in take(stored, "point", list))
+        subject = take(stored, "subject", str)
+        if not subject:
+            raise _error("no digest of a network")
+        return cls(
+            point, take(stored, "norm", float), outputs, take(stored, "value", float),
+            tuple(tuple(row) for row in pattern), subject, region,
+            take_array(stored, "direction", ndim=1) if vector else None, take(stored, "numerical", str),
+        )  # fmt: skip
+
+
+def _error(reason: str) -> CertificateError:
+    return CertificateError(f"smooth point: {reason}")
+
+
+_FRACTION = re.compile(r"(-?)0x([0-9a-f]+)/0x([0-9a-f]+)")
+
+
+def _fraction(word: object) -> Fraction:
+    match = _FRACTION.fullmatch(word) if isinstance(word, str) else None
+    if match is None or not int(match[3], 16):
+        raise _error("the field 'point' needs fractions such as '-0x3/0x4'")
+    return Fraction(int(match[1] + match[2], 16), int(match[3], 16))
+
+
+def _folding(network: Network) -> str:
+    """Why a bound on this network is not rigorous; empty if it can be."""
+    chain = network.chain
+    if all(e is None for e in (*chain.errors, *chain.bias_errors)):
+        return ""
+    return "the folding of normalisation or affine layers in a row was rounded"
+
+
+def _proved(network: Network, point: Sequence[Fraction], norm: float, outputs: Outputs, direction: F64 | None) -> float:
+    """:func:`float_norm_below` at a point of floats; 0 where it proves nothing."""
+    try:
+        check_arithmetic()
+        x = np.array([float(v) for v in point])
+    except (NumericalError, OverflowError):
+        return 0.0
+    if not all(Fraction(a) == b for a, b in zip(x.tolist(), point, strict=True)):
+        return 0.0
+    net = network.open_ended
+    return float_norm_below(net.chain, head_rows(net, outputs), x, norm, direction)
+
+
+def _direction(
+    network: Network, point: Sequence[Fraction], outputs: Outputs, pattern: tuple[tuple[int, ...], ...]
+) -> F64 | None:
+    """A vector v with ``‖J v‖ ≈ ‖J‖ ‖v‖``, of an open-ended network; nothing depends on how good it is."""
+    h = np.array([float(v) for v in point])
+    masks = [np.array(on, dtype=np.float64) for on in pattern]
+    with np.errstate(all="ignore"):
+        for w, b in zip(network.chain.encoder, network.chain.biases[:-1], strict=True):
+            if not pattern:
+                z = w @ h + b
+                masks.append((z > 0.0).astype(np.float64))
+                h = np.maximum(z, 0.0)
+        J = head_rows(network, outputs)
+        for w, mask in zip(reversed(network.chain.encoder), reversed(masks), strict=True):
+            J = (J / power_of_two_scale(J) * mask) @ (w / power_of_two_scale(w))
+        if not bool(np.all(np.isfinite(J))):
+            return None
+        J = J / power_of_two_scale(J)
+        gram = J @ J.T if len(J) <= J.shape[1] else J.T @ J
+    top = np.linalg.eigh(gram)[1][:, -1]
+    v = top @ J if len(J) <= J.shape[1] else top
+    size = float(np.max(np.abs(v), initial=0.0))
+    return frozen(v / size) if size > 0.0 and math.isfinite(size) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -473,7 +689,8 @@ def lipschitz_sampled(
     seed : of a generator of its own: the same seed, the same answer.
     device : reserved; None or "cpu".
 
-    The point is in ``certificate`` (:class:`SmoothPoint`), whose ``verify(network)`` evaluates it in exact rationals.
+    The point is in ``certificate`` (:class:`SmoothPoint`), whose ``verify(network)`` evaluates it anew, every rounding
+    enclosed; the bound is *rigorous* unless the weights were folded with rounding (then an assumption says so).
     Status FAILED, with the vacuous bound 0, if no point counted. A ball of radius 0 has constant 0.
 
     Raises
@@ -504,6 +721,7 @@ def lipschitz_sampled(
     stats = found.stats
     if not found.smooth:
         return Result(nothing, Status.FAILED, seconds=time.perf_counter() - start, stats=stats)
-    bound = Bound(found.value, claim, Sense.LOWER, Rigor.NUMERICAL, method, SOURCE)
-    witness = SmoothPoint(tuple(Fraction(float(v)) for v in found.x), p, chosen, found.value)
+    point = tuple(Fraction(float(v)) for v in found.x)
+    witness = SmoothPoint.proving(net, point, p, chosen, found.value, region=ball)
+    bound = replace(witness.bound, method=method)
     return Result(bound, Status.OK, witness, time.perf_counter() - start, stats)

@@ -28,8 +28,11 @@ def matrix_norm_bound(
 
         vector = None
         if norm == 2.0:
-            low, high = verified.enclose_spectral_norm(matrix)
-            vector = verified.singular_vector(matrix) if sense is Sense.LOWER else None
+            if sense is Sense.UPPER:
+                low, high = 0.0, verified.spectral_norm_above(matrix)
+            else:
+                low, vector = verified.spectral_norm_below(matrix)
+                high = math.inf
         elif norm is None:
             low, high = verified.enclose_frobenius_norm(matrix)
         elif math.isinf(norm):

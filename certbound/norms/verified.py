@@ -120,13 +120,32 @@ def enclose_spectral_norm(W: F64) -> Enclosure:
     return s.back(spectral_lower(s.matrix, v), spectral_upper(s.matrix, square))
 
 
-def singular_vector(W: F64) -> F64:
-    """A vector v with ``‖W v‖/‖v‖`` about ``‖W‖_2``: evidence of a lower bound, whatever it is.
+def spectral_norm_above(W: F64) -> float:
+    """The upper end of :func:`enclose_spectral_norm`.
 
-    >>> np.abs(singular_vector(np.array([[2.0, 1.0], [1.0, 2.0]]))).round(6).tolist()
-    [0.707107, 0.707107]
+    >>> 3.0 <= spectral_norm_above(np.array([[2.0, 1.0], [1.0, 2.0]])) < 3.0 + 1e-13
+    True
     """
-    return _top(Scaled.of(W).matrix)[1]
+    check_arithmetic()
+    s = Scaled.of(W)
+    exact = monomial(s.matrix)
+    return s.back(0.0, spectral_upper(s.matrix, _top(s.matrix)[0]) if exact is None else exact[1])[1]
+
+
+def spectral_norm_below(W: F64) -> tuple[float, F64 | None]:
+    """The lower end of :func:`enclose_spectral_norm`, and the vector that proves it (None where none is needed).
+
+    >>> 3.0 - 1e-13 < spectral_norm_below(np.array([[2.0, 1.0], [1.0, 2.0]]))[0] <= 3.0
+    True
+    """
+    check_arithmetic()
+    s = Scaled.of(W)
+    exact = monomial(s.matrix)
+    if exact is not None:
+        return s.back(exact[0], exact[1])[0], None
+    v = _top(s.matrix)[1]
+    low = spectral_lower(s.matrix, v)
+    return s.back(low, max(low, 1.0))[0], v
 
 
 def enclose_induced_norm(W: F64, norm: float) -> Enclosure:
@@ -275,7 +294,8 @@ __all__ = [
     "enclose_spectral_norm",
     "monomial",
     "proves_upper",
-    "singular_vector",
+    "spectral_norm_above",
+    "spectral_norm_below",
     "spectral_lower",
     "spectral_upper",
 ]

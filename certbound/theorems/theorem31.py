@@ -50,7 +50,10 @@ _SHARP_SOURCE = "certbound theory, section 2 (sharp form of Theorem 3.1)"
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """One part for every k (arrays of equal length, k = 1 …), with exact ε and β."""
+    """One part for every k (arrays of equal length, k = 1 …), with exact ε and β.
+
+    Rigorous: ``bound`` and ``sharp`` are upper ends, ``lower`` lower ends; ``holds`` is None where undecided.
+    """
 
     k: F64
     epsilon: F64
@@ -58,7 +61,7 @@ class Sweep:
     bound: F64
     sharp: F64
     lower: F64
-    holds: bool
+    holds: bool | None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready lists."""
@@ -68,7 +71,11 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Theorem31Part:
-    """One part (spectral or neuron) of the report; see :func:`check_theorem31` for the words."""
+    """One part (spectral or neuron) of the report; see :func:`check_theorem31` for the words.
+
+    The three intervals are there in rigorous mode: the norm and the exact ε and β lie between their ends. ``norm``,
+    ``epsilon``, ``beta`` and ``slack`` are floats for reading in both modes.
+    """
 
     part: Part
     norm: float
@@ -89,6 +96,9 @@ class Theorem31Part:
     status: Status
     k_row: int | None = None
     epsilon_row: float | None = None
+    norm_interval: tuple[float, float] | None = None
+    epsilon_interval: tuple[float, float] | None = None
+    beta_interval: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -101,13 +111,17 @@ class Theorem31Part:
                 value = value.name
             elif isinstance(value, float):
                 value = text.json_number(value)
+            elif isinstance(value, tuple):
+                value = [text.json_number(v) for v in cast("tuple[float, ...]", value)]
             result[name] = value
         return result
 
 
 @dataclass(frozen=True)
 class Theorem31Report:
-    """Both parts of Theorem 3.1 for one matrix. ``holds`` is None where the hypothesis is not met."""
+    """Both parts of Theorem 3.1 for one matrix. ``holds`` is None where the hypothesis is not met, or (rigorous)
+    where the enclosures cannot tell.
+    """
 
     shape: tuple[int, int]
     subject: str
@@ -125,7 +139,7 @@ class Theorem31Report:
 
     @property
     def holds(self) -> bool | None:
-        """True, False, or None if a hypothesis is not met (a met hypothesis that fails wins: False)."""
+        """True, False, or None: a hypothesis not met, or undecided (a met hypothesis that fails wins: False)."""
         parts = (self.spectral.holds, self.neuron.holds)
         if False in parts:
             return False
@@ -414,7 +428,6 @@ def _check_part(
     epsilon: object,
     beta: object,
     target: object,
-    rigor: Rigor,
 ) -> tuple[Theorem31Part, Sweep | None]:
     size, p, scale = measured.size(part), measured.vector(part), measured.scale
     eps = None if epsilon is None else check_fraction(epsilon, "epsilon")
@@ -480,7 +493,7 @@ def _check_part(
             rescale(value, scale, Sense.UPPER),
             claim,
             Sense.UPPER,
-            rigor,
+            Rigor.NUMERICAL,
             method,
             _SOURCE,
             slack=_slack_items(measured, part, form, used, row),
@@ -490,7 +503,7 @@ def _check_part(
             rescale(sharp, scale, Sense.UPPER),
             claim,
             Sense.UPPER,
-            rigor,
+            Rigor.NUMERICAL,
             f"Theorem 3.1, {part}, sharp, {used.sharp_dispersion}",
             _SHARP_SOURCE,
             parameters=parameters(sharp_row),
@@ -502,7 +515,7 @@ def _check_part(
         min(rescale(lower, scale, Sense.LOWER), sys.float_info.max),
         claim,
         Sense.LOWER,
-        rigor,
+        Rigor.NUMERICAL,
         f"two-sided form, {part}, exact tail at k = {chosen}",
         _SHARP_SOURCE,
     )
@@ -513,7 +526,7 @@ def _check_part(
     if used.met:
         holds = top <= min(value, sharp) * (1 + tol) and lower <= top * (1 + tol)
         if sweep is not None:
-            holds = holds and sweep.holds
+            holds = holds and bool(sweep.holds)
     reference = measured.frobenius * (1.0 if part == "spectral" else math.sqrt(measured.shape[1]))
     shown = value if used.met else math.inf
     return (
@@ -569,16 +582,23 @@ def check_theorem31(
     k, epsilon, beta, target_epsilon : one value for both parts or ``{"spectral": …, "neuron": …}``.
     dispersion : ``kth`` (the paper's) or ``mean`` (tighter). form : ``derived`` or ``printed``
         (they differ in the neuron part only).
+    rigor : ``rigorous`` encloses every rounding: ``.bound``, ``.sharp`` and ``.lower`` are on the right side in exact
+        arithmetic for the stored weights, and the intervals of the norm, ε and β are given. An ``epsilon`` or ``beta``
+        of yours that is not provably valid, but within rounding of the exact value, is replaced by its enclosure;
+        ``target_epsilon`` takes the smallest k whose tail is provably <= it.
 
     Returns
     -------
     Theorem31Report with ``.holds`` (True / False / None), ``.hypothesis_met``, ``.spectral``, ``.neuron``.
-    ``holds`` compares with the relative tolerance 64 u max(m, n). W = 0 has bound 0 and slack 1.
+    ``holds`` compares with the relative tolerance 64 u max(m, n); in rigorous mode it is True only where "lower <= norm
+    <= sharp, bound" is proved, False only where it is disproved, None where the enclosures overlap (orthogonal matrices
+    with ``mean``: equality). W = 0 has bound 0 and slack 1.
     ``vacuous``: bound >= ‖W‖_F (spectral), >= √n ‖W‖_F (neuron).
 
     Raises
     ------
     InputError : W is no finite real matrix; k, k_row, epsilon, beta out of range; epsilon or beta without k.
+    NumericalError : (rigorous) the processor rounds otherwise than IEEE asks, or the SVD fails.
 
     Source: Barsbey et al., ICLR 2026, Theorem 3.1.
 
@@ -590,6 +610,9 @@ def check_theorem31(
     >>> trap = check_theorem31([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], k=1, epsilon=0.9)
     >>> trap.holds is None, trap.spectral.bound.value, str(trap.spectral.status)
     (True, inf, 'hypothesis not met')
+    >>> sure = check_theorem31([[3.0, 0.0], [0.0, 1.0]], rigor="rigorous").spectral
+    >>> sure.holds, str(sure.bound.rigor), sure.norm_interval, 0 < sure.bound.value - 0.75 * 20**0.5 < 1e-13
+    (True, 'rigorous', (3.0, 3.0), True)
     """
     matrix = as_matrix(W)
     word = check_rigor(rigor)
@@ -597,22 +620,35 @@ def check_theorem31(
     if form not in ("derived", "printed"):
         raise InputError("form", got=repr(form), needed="'derived' or 'printed'", fix="the sharp form is always there")
     measured = measure(matrix)
+    enclosure = None
+    if word is Rigor.RIGOROUS:
+        from certbound.theorems.theorem31_rigorous import enclose  # imported here: numerical checks do without
+
+        enclosure = enclose(matrix)
     parts: dict[Part, Theorem31Part] = {}
     sweeps: dict[Part, Sweep] = {}
     both: tuple[Part, Part] = ("spectral", "neuron")
     for part in both:
-        result, sweep = _check_part(
-            measured,
-            part,
-            form,
-            dispersion,
-            _choice(k, part, "k"),
-            k_row,
-            _choice(epsilon, part, "epsilon"),
-            _choice(beta, part, "beta"),
-            _choice(target_epsilon, part, "target_epsilon"),
-            word,
-        )
+        at, target = _choice(k, part, "k"), _choice(target_epsilon, part, "target_epsilon")
+        eps, b = _choice(epsilon, part, "epsilon"), _choice(beta, part, "beta")
+        result, sweep = _check_part(measured, part, form, dispersion, at, k_row, eps, b, target)
+        if enclosure is not None:
+            from certbound.theorems.theorem31_rigorous import provable_k, refine
+
+            if target is not None:
+                at = provable_k(enclosure, part, check_fraction(target, "target_epsilon"))
+                result, sweep = _check_part(measured, part, form, dispersion, at, k_row, eps, b, None)
+            result, sweep = refine(
+                result,
+                sweep,
+                enclosure,
+                measured,
+                form,
+                dispersion,
+                None if k_row is None else check_k(k_row, measured.shape[1], "k_row"),
+                None if eps is None else check_fraction(eps, "epsilon"),
+                None if b is None else check_fraction(b, "beta"),
+            )
         parts[part] = result
         if sweep is not None:
             sweeps[part] = sweep

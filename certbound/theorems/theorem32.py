@@ -10,7 +10,7 @@ Source: Barsbey et al., ICLR 2026, Theorem 3.2.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ from certbound.types import SCHEMA_VERSION, Quantity, Rigor, Sense, norm_name, p
 
 _SOURCE = "Barsbey et al., ICLR 2026, Theorem 3.2"
 _SAMPLES = 64
+_WORDS = {True: "yes", False: "NO", None: "undecided"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Theorem32Report:
     form of Theorem 3.1 inside; ``alignment``: one per adjacent pair; ``blocks``: the cover, (first layer, length);
     ``sampled``: largest Jacobian norm seen at sampled inputs (a lower bound of Lip_p(W^L φ(…)), not of the last φ's
     output); ``holds``: no pattern tried exceeds a bound and the ladder
-    ``cover <= product``, ``cover <= sharp <= derived <= printed`` stands.
+    ``cover <= product``, ``cover <= sharp <= derived <= printed`` stands. Rigorous: True only if all of that is proved
+    of the numbers shown, False only if a pattern provably exceeds a bound, None if undecided.
     """
 
     norm: float
@@ -61,7 +63,8 @@ class Theorem32Report:
     sampled: Bound
     alignment: tuple[AlignmentPair, ...]
     blocks: tuple[tuple[int, int], ...]
-    holds: bool
+    holds: bool | None
+    rigor: Rigor = Rigor.NUMERICAL
 
     def __str__(self) -> str:
         rows = [
@@ -77,7 +80,7 @@ class Theorem32Report:
         ]
         pairs = ", ".join(f"A({p.layer})={p.value:.3g}{'' if p.exact else '*'}" for p in self.alignment)
         title = f"Theorem 3.2, norm {norm_name(self.norm)}"
-        lines = [text.table(rows, (title, "value", "rigor")), f"holds: {'yes' if self.holds else 'NO'}"]
+        lines = [text.table(rows, (title, "value", "rigor")), f"holds: {_WORDS[self.holds]}"]
         if pairs:
             lines.append(f"alignment: {pairs} (* upper bound, not enumerated)")
         return "\n".join(lines)
@@ -90,6 +93,7 @@ class Theorem32Report:
             "norm": text.json_number(self.norm),
             "k": self.k,
             "holds": self.holds,
+            "rigor": str(self.rigor),
             "alignment": [p.to_dict() for p in self.alignment],
             "blocks": [list(b) for b in self.blocks],
         } | {name: getattr(self, name).to_dict() for name in bounds}
@@ -104,19 +108,34 @@ def encoder_bounds(
     max_patterns: int = MAX_PATTERNS,
     dispersion: Dispersion = "kth",
     measured: Sequence[Measured] | None = None,
+    rigor: Rigor = Rigor.NUMERICAL,
+    errors: Sequence[F64 | None] = (),
 ) -> tuple[dict[str, Bound], tuple[AlignmentPair, ...], Cover]:
-    """The five bounds of an encoder (possibly without layers: the identity), by name."""
+    """The five bounds of an encoder (possibly without layers: the identity), by name.
+
+    ``rigor``: rigorous encloses every rounding; ``errors``: what folding rounded, entry by entry (``chain.errors``).
+    """
     if not weights:
         identity = product_of_norms((), norm, subject)
         names = ("product", "cover", "sharp", "derived", "printed")
         return dict.fromkeys(names, identity), (), Cover((), 1.0)
-    every = [measure(w) for w in weights] if measured is None else measured
-    cover, pairs, blocks = cover_bound(weights, norm, subject, k=k, max_patterns=max_patterns)
-    result = {"product": product_of_norms(tuple(weights), norm, subject), "cover": cover}
+    cover, pairs, blocks = cover_bound(
+        weights, norm, subject, k=k, max_patterns=max_patterns, rigor=rigor, errors=errors
+    )
+    result = {"product": product_of_norms(tuple(weights), norm, subject, rigor, errors or None), "cover": cover}
     part: Part = "neuron" if math.isinf(norm) else "spectral"
     forms: tuple[Form, ...] = ("sharp", "derived", "printed")
+    if rigor is Rigor.RIGOROUS:
+        from certbound.theorems.theorem32_rigorous import layer_bounds  # imported here: numerical checks do without
+
+        norms = [b.value for b in result["product"].terms]
+        off = tuple(errors) or (None,) * len(weights)
+        by_form = layer_bounds(weights, off, part, forms, dispersion, norm, k, norms)
+    else:
+        every = [measure(w) for w in weights] if measured is None else measured
+        by_form = {form: [_layer_bound(m, part, form, dispersion, norm, k) for m in every] for form in forms}
     for form in forms:
-        layers = [_layer_bound(m, part, form, dispersion, norm, k) for m in every]
+        layers = by_form[form]
         factors = [_alignment_factor(pairs[first], norm) for first, length in blocks.blocks if length == 2]
         result[form] = compose(*layers, *factors, subject=subject)
     return result, pairs, blocks
@@ -175,6 +194,7 @@ def check_theorem32(
     k : entries kept in the alignment and in Theorem 3.1 (clamped to each layer's size); None: alignment without
         truncation where it can be computed so, and the best k of Theorem 3.1.
     max_patterns : patterns enumerated for a pair; above it a certified upper bound (``.alignment[i].exact`` False).
+    rigor : ``rigorous`` encloses every rounding, that of ``.sampled`` too.
 
     Raises
     ------
@@ -185,6 +205,9 @@ def check_theorem32(
     >>> report = check_theorem32([[[1.0], [-1.0]], [[1.0, 1.0]]], norm=math.inf)  # |x|
     >>> round(report.product.value, 9), round(report.cover.value, 9), report.holds
     (2.0, 1.0, True)
+    >>> report = check_theorem32([[[1.0], [-1.0]], [[1.0, 1.0]]], norm=math.inf, rigor="rigorous")
+    >>> 1.0 <= report.cover.value < 1.0 + 1e-13, str(report.sharp.rigor), report.holds
+    (True, 'rigorous', True)
     """
     p = parse_norm(norm)
     word = check_rigor(rigor)
@@ -192,8 +215,13 @@ def check_theorem32(
     matrices = [as_matrix(w) for w in network.chain.weights]
     kk = check_cover_k(k, matrices, p)
     bounds, pairs, cover = encoder_bounds(
-        matrices, p, network.digest, k=kk, max_patterns=check_max_patterns(max_patterns)
+        matrices, p, network.digest, k=kk, max_patterns=check_max_patterns(max_patterns), rigor=word
     )
+    if word is Rigor.RIGOROUS:
+        from certbound.theorems.theorem32_rigorous import verdict
+
+        largest, holds = verdict(matrices, p, pairs, {name: bound.value for name, bound in bounds.items()})
+        return _report(p, kk, bounds, pairs, cover, largest, network.digest, holds, word)
     largest, fine = _largest_sampled(matrices, p, pairs)
     tol = 1 + 64 * 2.0**-53 * max(max(w.shape) for w in matrices) * len(matrices)
     b = {name: bound.value for name, bound in bounds.items()}
@@ -203,17 +231,32 @@ def check_theorem32(
         and b["sharp"] <= b["derived"] * tol
         and b["derived"] <= b["printed"] * tol
     )
+    holds = ladder and fine and largest <= b["cover"] * tol
+    return _report(p, kk, bounds, pairs, cover, largest, network.digest, holds, word)
+
+
+def _report(
+    norm: float,
+    k: int | None,
+    bounds: Mapping[str, Bound],
+    pairs: tuple[AlignmentPair, ...],
+    cover: Cover,
+    largest: float,
+    subject: str,
+    holds: bool | None,
+    rigor: Rigor,
+) -> Theorem32Report:
     sampled = Bound(
         min(largest, np.finfo(float).max),
-        Claim(Quantity.LIPSCHITZ, p, p, subject=network.digest),
+        Claim(Quantity.LIPSCHITZ, norm, norm, subject=subject),
         Sense.LOWER,
-        word,
+        rigor,
         f"largest Jacobian norm at {_SAMPLES} sampled inputs",
         "definition",
     )
     return Theorem32Report(
-        p,
-        kk,
+        norm,
+        k,
         bounds["product"],
         bounds["cover"],
         bounds["printed"],
@@ -222,5 +265,6 @@ def check_theorem32(
         sampled,
         pairs,
         cover.blocks,
-        ladder and fine and largest <= b["cover"] * tol,
+        holds,
+        rigor,
     )

@@ -1,0 +1,1 @@
+"""What the lemmas are checked with: exact numbers, gradient ascent, SMT, and the runner."""
