@@ -1,7 +1,7 @@
 """Wrong versions of the library that the tests must notice; ``mutate.py`` runs them.
 
 Append to :data:`MUTATIONS`. ``old`` must occur exactly once in ``file`` (choose text that a formatter leaves alone), or
-``count`` times; ``tests`` are the pytest node ids of which at least one must fail.
+``count`` times; ``tests`` are the pytest node ids (or modules) of which at least one must fail.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Final
 
 from mutations_certificates import CERTIFICATES
 from mutations_rigour import RIGOUR
+from mutations_theorems import THEOREMS
 
 
 @dataclass(frozen=True)
@@ -611,4 +612,4 @@ MUTATIONS.extend([
              _in("comparison", "test_infinite_and_undefined_numbers_in_links"), count=2),
 ])  # fmt: skip
 
-MUTATIONS.extend(Mutation(*row) for row in (*RIGOUR, *CERTIFICATES))
+MUTATIONS.extend(Mutation(*row) for row in (*RIGOUR, *CERTIFICATES, *THEOREMS))

@@ -22,9 +22,8 @@ from certbound.errors import CertificateError
 from certbound.lipschitz.alignment import AlignmentPair
 from certbound.lipschitz.alignment_rigorous import PairEvidence, Truncation, check_pair, proves_norm
 from certbound.lipschitz.pattern_pair_verified import PatternProof
-from certbound.lipschitz.product import layer_bound, read_norms
+from certbound.lipschitz.product import error_norm, layer_bound, read_norms
 from certbound.network import Network, as_network
-from certbound.norms.verified import enclose_induced_norm
 from certbound.rounding import check_arithmetic
 from certbound.types import Quantity, Rigor, Sense
 
@@ -94,7 +93,7 @@ class AlignmentCertificate(Saveable):
         if len(self.norms) != len(chain.weights):
             raise self._refusal(f"{len(self.norms)} norms for {len(chain.weights)} layers")
         for i, (W, error, value) in enumerate(zip(chain.weights, chain.errors, self.norms, strict=True)):
-            off = 0.0 if error is None else enclose_induced_norm(error, self.norm)[1]
+            off = 0.0 if error is None else error_norm(error, self.norm)
             if not proves_norm(W, self.norm, value, off):
                 raise self._refusal(f"{value!r} is not proved to bound the norm of layer {i}")
         evidence = list(self.pairs)

@@ -16,6 +16,7 @@ import math
 import numpy as np
 
 from certbound.arrays import F64
+from certbound.lipschitz.recursion import forward_solve
 
 _LOW_BITS = 10  # patterns are split into 2^10 low halves, held as a table, and the rest
 
@@ -167,10 +168,7 @@ def closed_form_2(B: F64, A: F64) -> float:
         return 0.0
     Y = 2.0 * np.eye(A.shape[0]) - (A @ A.T) / lam
     # ‖B Y^{-1/2}‖² through the Cholesky factor Y = R Rᵀ: B Y^{-1} Bᵀ = (R^{-1}Bᵀ)ᵀ(R^{-1}Bᵀ)
-    from scipy.linalg import solve_triangular
-
-    R = np.linalg.cholesky(Y)
-    half = solve_triangular(R, B.T, lower=True)
+    half = forward_solve(np.linalg.cholesky(Y), B.T)
     return math.sqrt(lam) * float(np.linalg.norm(half, 2))
 
 

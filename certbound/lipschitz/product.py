@@ -21,7 +21,7 @@ from certbound.network import Network, as_network
 from certbound.norms.bounds import matrix_norm_bound
 from certbound.norms.dense import check_rigor, induced_norm, row_dual_norms
 from certbound.norms.evidence import NormCertificate
-from certbound.norms.verified import enclose_dual_norm, enclose_induced_norm
+from certbound.norms.verified import enclose_dual_norm, enclose_frobenius_norm, enclose_inf_norm
 from certbound.rounding import U, check_arithmetic, down, up
 from certbound.types import GLOBAL, Quantity, Rigor, Sense, Status, norm_name, parse_norm
 
@@ -29,6 +29,15 @@ Outputs = str | int | tuple[int, int]
 
 _AIR = 1.0 + 2.0**-20
 """Errors are published a little larger: another machine's rounding of them must not refuse a certificate."""
+
+
+def error_norm(error: F64, norm: float) -> float:
+    """Bound of the operator norm of every matrix within ``error``, entry by entry; ``‖·‖_F`` for ℓ2, which is enough.
+
+    >>> error_norm(np.array([[3.0, 4.0]]), 2.0), error_norm(np.array([[3.0, 4.0]]), math.inf)
+    (5.0, 7.0)
+    """
+    return (enclose_inf_norm(error) if math.isinf(norm) else enclose_frobenius_norm(error))[1]
 
 
 def _widened(value: float, error: float) -> float:
@@ -43,7 +52,7 @@ def layer_bound(
         bound = matrix_norm_bound(W, norm, Sense.UPPER, rigor, subject=subject)
         if error is None:
             return bound
-        value = _widened(bound.value, enclose_induced_norm(error, norm)[1])
+        value = _widened(bound.value, error_norm(error, norm))
         return Bound(value, bound.claim, bound.sense, rigor, f"{bound.method}, with the error of folding", bound.source)
     method = "largest row sum" if math.isinf(norm) else "largest singular value (LAPACK)"
     claim = Claim(Quantity.OPERATOR_NORM, norm, norm, subject=subject)
@@ -148,7 +157,7 @@ def proved_product(network: Network, norm: float, outputs: Outputs, norms: Seque
         functional = i == len(norms) - 1 and outputs != "all"
         off = 0.0
         if error is not None:
-            off = (enclose_dual_norm(error, norm) if functional else enclose_induced_norm(error, norm))[1]
+            off = enclose_dual_norm(error, norm)[1] if functional else error_norm(error, norm)
         rest = value - off if off == 0.0 else down(value - off)
         # a row's dual norm is the operator norm of a one-row matrix, in ℓ2 as in ℓ∞
         if not NormCertificate(digest(W), norm, Sense.UPPER, max(rest, 0.0)).proves(W):

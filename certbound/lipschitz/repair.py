@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve_triangular
 
 from certbound.arrays import F64
-from certbound.lipschitz.recursion import forward, head_norm_2
+from certbound.lipschitz.recursion import forward, forward_solve, head_norm_2
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +48,7 @@ def gain_of(encoder: Sequence[F64], head: F64, t: Sequence[F64], d: F64) -> floa
             return None
         if not np.all(np.isfinite(factor)):  # LAPACK completes on NaN
             return None
-        half = solve_triangular(factor, ti[:, None] * w, lower=True).T
+        half = forward_solve(factor, ti[:, None] * w).T
     return float(np.linalg.norm(half / np.sqrt(d)[:, None], 2)) ** 2
 
 

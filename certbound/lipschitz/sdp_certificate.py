@@ -22,14 +22,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy.linalg import solve_triangular
 
 from certbound.arrays import F64, frozen
 from certbound.bound import Bound, Claim
 from certbound.certificate import Saveable, Stored, finish, take, take_array
 from certbound.errors import CertificateError
 from certbound.lipschitz.product import Outputs, product_bound, proved_product, read_norms, read_outputs
-from certbound.lipschitz.recursion import forward
+from certbound.lipschitz.recursion import forward, forward_solve
 from certbound.network import Network, as_network
 from certbound.norms.dense import rescale, spectral_norm
 from certbound.rounding import (
@@ -175,7 +174,7 @@ def least_factor(problem: Problem, t: Sequence[F64], d: F64) -> float | None:
         except np.linalg.LinAlgError:
             return None
         after = problem.encoder[i + 1] if i + 1 < len(t) else problem.head
-        half = solve_triangular(R, after.T, lower=True).T
+        half = forward_solve(R, after.T).T
     value = float(np.linalg.norm(half, 2)) ** 2
     return value if math.isfinite(value) else None
 

@@ -177,6 +177,10 @@ class _One:
             )
             if name != "spectral":
                 good, bad = bad, math.nextafter(other, 0.0 if side == "upper" else math.inf)  # one try: bad itself
+            if math.isinf(bad):  # beside the largest float; no norm is infinite, and the oracle knows no such number
+                refused = not self.accepts(bound.certificate, bad)
+                self.truth(refused, "certificate.verify (forged)", lambda name=name: f"inf below the {name} norm")
+                continue
             while True:
                 middle = bad if name != "spectral" else good + (bad - good) / 2
                 if name == "spectral" and middle in (good, bad):
