@@ -101,6 +101,9 @@ def test_check_a_matrix(files, capsys):
     data = run_json(capsys, "check", "W.npy", "--k", "spectral=1,neuron=3", "--k-row", "2")
     assert [data["layers"][0][p]["k"] for p in ("spectral", "neuron")] == [1, 3]
     assert data["layers"][0]["neuron"]["k_row"] == 2
+    data = run_json(capsys, "check", "W.npy", "--rigor", "rigorous")
+    assert data["layers"][0]["spectral"]["bound"]["rigor"] == "rigorous" and data["holds"] is not False
+    assert run(capsys, "check", "W.npy", "--rigor", "heuristic")[0] == 2
     data = run_json(capsys, "check", "W.npy", "--target-epsilon", "0.9")
     assert data["layers"][0]["spectral"]["exact_epsilon"] <= 0.9
 

@@ -52,11 +52,13 @@ def test_what_is_called_rigorous_is():
         certbound.lipschitz_product([W, W]),
         certbound.lipschitz_sdp([W, W], method="closed-form"),
         certbound.lipschitz_sdp([W, W], method="cvxpy"),
+        certbound.lipschitz_sampled([W, W]),
     ]
     bounds += [r.bound for r in results]
     assert {b.rigor for b in bounds} == {Rigor.RIGOROUS}
     assert all(r.certificate.verify([W, W]) for r in results)
-    for name in ("check_theorem31", "check_theorem32", "lipschitz_alignment", "lipschitz_product", "lipschitz_sdp"):
+    for name in ("check_theorem31", "check_theorem32", "lipschitz_alignment", "lipschitz_product", "lipschitz_sdp",
+                 "lipschitz_sampled"):  # fmt: skip
         assert name in claimed
 
 

@@ -284,6 +284,18 @@ def test_a_difference_of_rows_is_rounded(norm):
             assert Fraction(result.value) >= exact and result.certificate.verify(W)
 
 
+def test_errors_are_scaled_as_the_weights_are():
+    """Whatever exponents a forger writes: the error of a folded layer of zeros must not lag behind its weights."""
+    net = Network.from_weights([[[0.0]], [[1.0]]])
+    net.__dict__["chain"] = replace(net.chain, errors=(np.full((1, 1), 2.0**-1000), None))
+    for k in (-2200, -1100, -1000, -500, 0, 500, 2200):
+        problem = Problem.of(net, "all", (k, 0))
+        exact = Fraction(2) ** (-1000 - k)
+        assert math.isinf(problem.errors[0]) or Fraction(problem.errors[0]) >= exact
+    forged = Problem.of(net, "all", (-2200, 0))
+    assert not proves(forged, [np.full(1, 2.0**-890)], np.full(1, 2.0**890), 1.0)
+
+
 def test_a_metric_that_is_not_constant():
     """f(x) = relu(x_1) has constant 1 in ℓ2 and ℓ∞; d weighs its inputs by 1 and 1/4."""
     problem = Problem.of(Network.from_weights([[[1.0, 0.0]], [[1.0]]]), "all")

@@ -39,7 +39,7 @@ class CheckReport:
 
     @property
     def holds(self) -> bool | None:
-        """False if it fails anywhere; None if a hypothesis is not met somewhere; else True."""
+        """False if it fails anywhere; None if a hypothesis is not met, or nothing is decided, somewhere; else True."""
         answers = [r.holds for _, r in self.reports]
         if False in answers:
             return False
@@ -114,6 +114,7 @@ def add(subparsers: Subparsers) -> None:
     group.add_argument("--target-epsilon", type=number, metavar="E", help="the smallest k with a tail of at most E")
     group.add_argument("--dispersion", default="kth", help="kth (the paper's) or mean; default: %(default)s")
     group.add_argument("--form", default="derived", help="derived or printed; default: %(default)s")
+    group.add_argument("--rigor", default="numerical", help="numerical, or rigorous: every rounding enclosed")
     parser.set_defaults(run=run)
 
 
@@ -133,6 +134,7 @@ def run(args: argparse.Namespace) -> CheckReport:
             target_epsilon=args.target_epsilon,
             dispersion=args.dispersion,
             form=args.form,
+            rigor=args.rigor,
         )
         reports.append((name, report))
     return CheckReport(tuple(reports))

@@ -30,7 +30,7 @@ from certbound.errors import CertificateError
 from certbound.lipschitz.product import Outputs, product_bound, proved_product, read_norms, read_outputs
 from certbound.lipschitz.recursion import forward, forward_solve
 from certbound.network import Network, as_network
-from certbound.norms.dense import rescale, spectral_norm
+from certbound.norms.dense import spectral_norm
 from certbound.rounding import (
     TINY,
     U,
@@ -99,8 +99,10 @@ class Problem:
                 small = np.ldexp(w, -k)
                 exact = bool(np.all(np.ldexp(small, k) == w))
             loss = 0.0 if exact else up(up(math.sqrt(w.size)) * TINY)
-            # math.ldexp raises on overflow; what underflows is lifted
-            error = 0.0 if e == 0.0 else rescale(e, 2.0 ** max(-1000, min(1000, -k)), Sense.UPPER)
+            try:
+                error = 0.0 if e == 0.0 else up(math.ldexp(e, -k))
+            except OverflowError:
+                error = math.inf
             scaled.append(small)
             off.append(up(error + loss) if error or loss else 0.0)
         return cls(tuple(scaled[:-1]), tuple(off[:-1]), scaled[-1], off[-1], tuple(int(k) for k in exponents))
