@@ -41,7 +41,39 @@ def _from_tensor(value: Any, name: str) -> Any:
         return from_torch(value, name)  # torch's own dequantize() rounds to float32
     # bfloat16 has no numpy dtype; every torch float but float64 fits into float64 exactly.
     value = value.detach().resolve_neg()
+    if value.is_floating_point() and flushes_subnormals():
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(value.element_size())
+        if bits is not None:
+            exponent = {torch.float16: 10, torch.bfloat16: 7, torch.float32: 23, torch.float64: 52}.get(value.dtype, 0)
+            _refuse_subnormals(value.cpu().contiguous().view(bits).numpy(), exponent, name)
     return value.to(device="cpu", dtype=torch.float64 if value.is_floating_point() else value.dtype).numpy()
+
+
+_PROBE = [2.0**-1022]  # in a list: the compiler must not compute with it
+
+
+def flushes_subnormals() -> bool:
+    """True on a thread that takes subnormal numbers for 0 (``torch.set_flush_denormal(True)``, ``-ffast-math``).
+
+    >>> flushes_subnormals()
+    False
+    """
+    return not _PROBE[0] * 0.5 > 0.0
+
+
+def _refuse_subnormals(bits: npt.NDArray[Any], mantissa: int, name: str) -> None:
+    """Refuse numbers that this thread would silently read as 0, from their bit patterns."""
+    if mantissa == 0:
+        return
+    width = 8 * bits.dtype.itemsize
+    exponents = (bits >> mantissa) & ((1 << (width - 1 - mantissa)) - 1)
+    if bool(np.any((exponents == 0) & ((bits & ((1 << mantissa) - 1)) != 0))):
+        raise InputError(
+            name,
+            got="subnormal numbers, on a thread that flushes them to zero",
+            needed="arithmetic that keeps them",
+            fix="call torch.set_flush_denormal(False) first, or set them to 0 yourself",
+        )
 
 
 def _dtype_error(name: str, got: str) -> InputError:
@@ -92,6 +124,10 @@ def as_float64(value: object, name: str) -> F64:
         raw = converted
     if raw.dtype.kind not in "fiub":
         raise _dtype_error(name, str(raw.dtype))
+    if raw.dtype.kind == "f" and raw.dtype.itemsize in (2, 4, 8) and flushes_subnormals():
+        native = np.ascontiguousarray(raw.astype(raw.dtype.newbyteorder("="), copy=False))
+        mantissa = {2: 10, 4: 23, 8: 52}[raw.dtype.itemsize]
+        _refuse_subnormals(native.view(f"i{raw.dtype.itemsize}"), mantissa, name)
     with np.errstate(over="ignore"):
         array = np.array(raw, dtype=np.float64, order="C")
     if raw.dtype.kind in "iu" or (raw.dtype.itemsize > 8 and bool(np.all(np.isfinite(raw)))):

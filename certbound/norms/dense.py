@@ -29,7 +29,8 @@ def rescale(value: float, scale: float, sense: Sense) -> float:
         return product
     if product == math.inf:
         return sys.float_info.max
-    if product < sys.float_info.min and product / scale > value:
+    # <=: what is a hair below the smallest normal number is rounded up to it
+    if product <= sys.float_info.min and product / scale > value:
         return math.nextafter(product, 0.0)
     return product
 
