@@ -65,11 +65,16 @@ def cross_entropy(logits: F64, y: I64) -> F64:
     return loss_of_margins(margins_of(logits, y))
 
 
+def _plain(value: float) -> str:
+    """Every digit that tells numbers apart; integers without ``.0``."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
+
+
 def perturbation_domain(x: F64, y: I64, delta: float, norm: float, clip: tuple[float, float] | None) -> str:
     """The domain of a claim about perturbed samples, in words, with a digest of the samples.
 
     >>> perturbation_domain(np.zeros((1, 2)), np.array([0]), 0.1, math.inf, None)[:38]
     '||a||_inf <= 0.1 around 1 samples (sha'
     """
-    box = "" if clip is None else f", x + a in [{clip[0]:g}, {clip[1]:g}]"
+    box = "" if clip is None else f", x + a in [{_plain(clip[0])}, {_plain(clip[1])}]"
     return f"||a||_{norm_name(norm)} <= {delta!r}{box} around {len(y)} samples (sha256 {digest(x, y)})"

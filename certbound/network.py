@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from certbound.arrays import F64, as_float64, as_matrix, digest, frozen, is_torch, power_of_two_scale
 from certbound.errors import InputError, UnsupportedLayerError
-from certbound.rounding import gamma
+from certbound.rounding import TINY, gamma
 from certbound.types import GLOBAL, norm_name, parse_delta, parse_norm
 
 __all__ = ["GLOBAL", "Affine", "Ball", "Chain", "Flatten", "Layer", "Network", "Normalise", "ReLU", "as_network"]
@@ -103,7 +103,8 @@ def _product(left: F64, right: F64) -> F64:
     left, right = _unvanished(left, left / a, 2.0**-500), _unvanished(right, right / b, 2.0**-500)
     product = left @ right
     with np.errstate(over="ignore", under="ignore"):
-        return _unvanished(product, product * a * b, 2.0**-1000)
+        # scaled once: in two steps the first may lose bits below the normal numbers
+        return _unvanished(product, np.ldexp(product, _exponent(a) + _exponent(b)), 2.0**-1000)
 
 
 def _unvanished(before: F64, after: F64, least: float) -> F64:
@@ -143,12 +144,14 @@ class _Folding:
             if touched:
                 spread = np.zeros(n) if self.bias_error is None else self.bias_error
                 own = 0.0 if layer.bias is None else np.abs(layer.bias)
-                bias_error = _above(np.abs(A) @ (np.abs(self.bias) * _gamma(n + 4) + spread) + _gamma(4) * own, n)
+                carried = _carried(A, np.abs(self.bias)[:, None], spread[:, None])[:, 0]
+                # own: the sum is rounded once; the floor: what underflows in A @ bias
+                bias_error = (carried + _gamma(4) * own) * (1 + 2.0**-20) + 8 * n * TINY
             if self.weight is None:
                 return _Folding(A.copy(), bias, None, bias_error)
             product = _product(A, self.weight)
-            spread = 0.0 if self.error is None else self.error
-            error = _above(np.abs(A) @ (np.abs(self.weight) * _gamma(n + 4) + spread), n)
+            spread = np.zeros_like(self.weight) if self.error is None else self.error
+            error = _carried(A, np.abs(self.weight), spread)
         return _Folding(product, bias, error, bias_error)
 
     def then_normalise(self, mean: F64, std: F64) -> _Folding:
@@ -169,6 +172,26 @@ class _Folding:
 def _gamma(n: int) -> float:
     """``n u/(1 − n u)`` and a little: see :mod:`certbound.rounding`."""
     return gamma(n) * (1 + 2.0**-20)
+
+
+def _carried(A: F64, size: F64, spread: F64) -> F64:
+    """Upper bound of ``|A| (γ size + spread)``: the error of a product with A, and what its right factor was off by.
+
+    Both factors are scaled first, so that an error far below the normal numbers is not lost before A amplifies it.
+    """
+    n = A.shape[1]
+    a, b = power_of_two_scale(A), power_of_two_scale(np.maximum(size, spread))
+    with np.errstate(under="ignore"):
+        inner = np.ldexp(size, -_exponent(b)) * _gamma(n + 4) + np.ldexp(spread, -_exponent(b))
+        scaled = np.ldexp(np.abs(A), -_exponent(a)) @ inner
+    with np.errstate(over="ignore", under="ignore"):
+        error = np.ldexp(scaled * (1 + 2.0**-20) + 8 * n * TINY, _exponent(a) + _exponent(b))
+        return np.nextafter(error, math.inf)
+
+
+def _exponent(scale: float) -> int:
+    """e of ``2^e``."""
+    return math.frexp(scale)[1] - 1
 
 
 def _above(error: F64, n: int) -> F64:
@@ -325,9 +348,10 @@ class Network:
     @cached_property
     def digest(self) -> str:
         """Digest of layers and weights: what a claim on this network names as its subject."""
-        parts: list[F64] = []
+        parts: list[npt.NDArray[Any]] = []
         for layer in self.layers:
-            parts.append(np.array([float("ARFN".index(type(layer).__name__[0]))]))
+            # a tag of bytes: no bias, an array of floats, can be mistaken for it
+            parts.append(np.frombuffer(type(layer).__name__.encode(), dtype=np.uint8))
             if isinstance(layer, Affine):
                 parts += [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
             elif isinstance(layer, Normalise):
@@ -421,7 +445,7 @@ class Ball:
         object.__setattr__(self, "norm", parse_norm(self.norm))
 
     def __str__(self) -> str:
-        return f"ball of radius {self.radius:g}, norm {norm_name(self.norm)}, center {digest(self.center)}"
+        return f"ball of radius {self.radius!r}, norm {norm_name(self.norm)}, center {digest(self.center)}"
 
 
 def as_network(model: object, *, input_shape: tuple[int, ...] | None = None) -> Network:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -22,3 +23,28 @@ def track(items: Sequence[T], label: str, *, enabled: bool) -> Iterable[T]:
         return items
     bar: Iterable[T] = tqdm(items, desc=label, unit="step", dynamic_ncols=True)
     return bar
+
+
+@contextmanager
+def steps_bar(label: str, *, enabled: bool) -> Iterator[Callable[[int, float], None] | None]:
+    """A bar for work that does not know how many steps it will take: called with the step and the gap that is left.
+
+    >>> with steps_bar("work", enabled=False) as show:
+    ...     print(show)
+    None
+    """
+    if not enabled:
+        yield None
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield None
+        return
+    with tqdm(desc=label, unit="step", dynamic_ncols=True) as bar:
+
+        def show(step: int, gap: float) -> None:
+            bar.update(1)
+            bar.set_postfix_str(f"gap at most {gap:.1e}")
+
+        yield show

@@ -577,7 +577,7 @@ MUTATIONS.extend([
     Mutation("solver value shown", _SDP, "    proof, theta = found\n",
              "    old, theta = found\n    proof = Proof(outputs, value, old.t, old.d, old.s, old.exponents)\n",
              _in("lipschitz", "test_a_solver_value_is_never_the_bound")),
-    Mutation("deadline of margins ignored", _SDP, "else deadline - time.perf_counter()", "else 10.0",
+    Mutation("deadline of margins ignored", _SDP, "else deadline - time.perf_counter()\n                which", "else 10.0\n                which",
              _in("lipschitz", "test_margin_constants_by_cvxpy")),
     Mutation("LQ factor for inf", _SDP, "if not math.isinf(norm) and weights[0].shape[1]", "if weights[0].shape[1]",
              _in("lipschitz", "test_wide_inputs")),

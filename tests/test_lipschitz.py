@@ -509,7 +509,7 @@ def test_too_large_for_the_solver(monkeypatch):
     result = lipschitz_sdp(NETS["two hidden"], 2, method="cvxpy")
     assert result.status is Status.TOO_LARGE and result.value == closed_form(NETS["two hidden"], 2)
     rng = np.random.default_rng(0)
-    wide = [rng.standard_normal((200, 5)), rng.standard_normal((200, 200)), rng.standard_normal((1, 200))]
+    wide = [rng.standard_normal((400, 5)), rng.standard_normal((400, 400)), rng.standard_normal((1, 400))]
     auto = lipschitz_sdp(wide, 2)
     assert auto.status is Status.OK and auto.value == closed_form(wide, 2)
 
@@ -529,8 +529,8 @@ def test_cvxpy_not_installed(monkeypatch, norm):
     result = lipschitz_sdp(W, norm, method="cvxpy")
     assert result.status is Status.NOT_INSTALLED and result.value == closed_form(W, norm)
     assert "pip install" in str(dict(result.stats)["install"])
-    auto = lipschitz_sdp(W, norm)
-    assert auto.status is Status.OK and auto.value == closed_form(W, norm)
+    auto = lipschitz_sdp(W, norm)  # solves without it
+    assert auto.status is Status.OK and auto.value < closed_form(W, norm) and "barrier" in auto.bound.method
 
 
 @both_norms

@@ -241,7 +241,9 @@ def multipliers_prove(B: F64, A: F64, t: F64, rho: float) -> bool:
         beside = -(B * inner)
     if not (bool(np.all(np.abs(below) < 2.0**400)) and bool(np.all(np.abs(beside) < 2.0**400))):
         return False
-    error = up(up(2.0 * U * quick_norm(below)[1]) + (h * n + p * h) * TINY)
+    # what underflows in t · a is multiplied by the congruence's factors
+    factor = max(1.0, outer) * max(1.0, float(np.max(t * inner))) * max(1.0, float(np.max(inner)))
+    error = up(up(2.0 * U * quick_norm(below)[1]) + up((h * n + p * h) * TINY * factor))
     diagonal = [np.full(n, rho * outer * outer), 2.0 * (t * inner * inner), np.ones(p)]
     return block_definite(diagonal, [below, beside], error=error)
 
@@ -339,5 +341,6 @@ def pattern_holds(B: F64, A: F64, norm: float, proof: PatternProof) -> bool:
     if proof.how == "decoupled" and math.isinf(norm):
         return pair.back(decoupled_upper(left, right)) <= proof.value
     if proof.how == "multipliers" and not math.isinf(norm) and proof.t is not None:
-        return pair.back(sqrt_up(proof.rho)) <= proof.value and multipliers_prove(left, right, proof.t, proof.rho)
+        # first the proof: it refuses a ρ that has no root
+        return multipliers_prove(left, right, proof.t, proof.rho) and pair.back(sqrt_up(proof.rho)) <= proof.value
     return False

@@ -73,8 +73,9 @@ def functional_bound(
     claim = Claim(Quantity.OPERATOR_NORM, norm, norm, outputs=outputs)
     method = f"dual norm of a row (p = {norm_name(norm)})"
     if rigor is Rigor.RIGOROUS:
-        value = enclose_dual_norm(c, norm)[1]
-        if error is not None:
+        # a difference of rows may overflow
+        value = enclose_dual_norm(c, norm)[1] if bool(np.all(np.isfinite(c))) else math.inf
+        if error is not None and value < math.inf:
             value = _widened(value, enclose_dual_norm(error, norm)[1])
         return Bound(value, claim, Sense.UPPER, rigor, f"{method}, rounded outward", "Hölder")
     scale = float(np.max(np.abs(c), initial=0.0)) or 1.0
@@ -103,7 +104,8 @@ def output_row(network: Network, outputs: Outputs) -> F64:
         raise AssertionError("rows of the head select outputs only in an open-ended network")
     head = network.chain.head
     if isinstance(outputs, tuple):
-        return head[outputs[0]] - head[outputs[1]]
+        with np.errstate(over="ignore"):  # ±∞ then: every bound of it is ∞
+            return head[outputs[0]] - head[outputs[1]]
     assert isinstance(outputs, int)  # "all" is handled by the callers
     return head[outputs]
 
@@ -154,13 +156,17 @@ def proved_product(network: Network, norm: float, outputs: Outputs, norms: Seque
         raise CertificateError(f"{len(norms)} norms for {len(layers)} layers")
     total = 1.0
     for i, ((W, error), value) in enumerate(zip(layers, norms, strict=True)):
+        if value == math.inf:
+            total = value if i == 0 else multiply_up(total, value)
+            continue
         functional = i == len(norms) - 1 and outputs != "all"
         off = 0.0
         if error is not None:
             off = enclose_dual_norm(error, norm)[1] if functional else error_norm(error, norm)
-        rest = value - off if off == 0.0 else down(value - off)
+        # a norm below its error proves nothing: rest < 0
+        rest = value if off == 0.0 else value - off if value < off else down(value - off)
         # a row's dual norm is the operator norm of a one-row matrix, in ℓ2 as in ℓ∞
-        if not NormCertificate(digest(W), norm, Sense.UPPER, max(rest, 0.0)).proves(W):
+        if rest < 0.0 or not NormCertificate(digest(W), norm, Sense.UPPER, rest).proves(W):
             raise CertificateError(f"{value!r} is not proved to bound the norm of layer {i}")
         total = value if i == 0 else multiply_up(total, value)
     return total

@@ -16,16 +16,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from certbound.arrays import F64, power_of_two_scale
 
+Floats = npt.NDArray[np.floating[Any]]
 _REFINEMENTS = 4
 _FLOOR = 1e-9  # smallest entry of d relative to the largest: 1/d must stay finite
 
 
-def forward_solve(L: F64, B: F64, *, transposed: bool = False) -> F64:
+def forward_solve(L: Floats, B: Floats, *, transposed: bool = False) -> F64:
     """``L^{-1} B`` (or ``L^{-T} B``) for a lower triangular L.
 
     >>> forward_solve(np.array([[2.0, 0.0], [1.0, 1.0]]), np.array([2.0, 3.0])).tolist()
@@ -77,7 +80,7 @@ def forward(encoder: Sequence[F64], d: F64) -> Forward:
         kappa = float(np.linalg.eigvalsh(K)[-1])
         if not kappa > 0.0:
             return Forward(tuple(weights), d, tuple(factors), tuple(kappas), log2_scale, True)
-        factors.append(np.linalg.cholesky(2.0 * np.eye(len(K)) - K / kappa))
+        factors.append(np.asarray(np.linalg.cholesky(2.0 * np.eye(len(K)) - K / kappa), dtype=np.float64))
         kappas.append(kappa)
     return Forward(tuple(weights), d, tuple(factors), tuple(kappas), log2_scale, False)
 

@@ -46,6 +46,14 @@ from certbound.types import Quantity, Rigor, Sense
 SOURCE = "LipSDP-neuron (Fazlyab et al., NeurIPS 2019); certbound theory, section 5"
 _THETAS = (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
 _FLOOR = 2.0**-900
+METHODS = (
+    "LipSDP multipliers",
+    "closed-form recursion",
+    "product of norms",
+    "LipSDP-neuron (barrier), repaired and proved",
+    "LipSDP-neuron (cvxpy), repaired and proved",
+)
+"""What a certificate may say of how its multipliers were found: words of ours beside the word rigorous."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +94,8 @@ class Problem:
         weights, errors = list(chain.encoder), [0.0 if e is None else quick_norm(e)[1] for e in chain.errors]
         head = chain.head
         if isinstance(outputs, tuple):
-            difference = head[outputs[0]] - head[outputs[1]]
+            with np.errstate(over="ignore"):  # ±∞ then, which proves nothing
+                difference = head[outputs[0]] - head[outputs[1]]
             # each difference is rounded once, and its two rows may be off
             head, errors[-1] = difference[None], up(up(U * quick_norm(difference)[1]) + up(2.0 * errors[-1]))
         elif outputs != "all":
@@ -337,6 +346,8 @@ class SdpCertificate(Saveable):
                                 tuple(take_array(stored, n, ndim=1) for n in names), d, take(part, "s", float),
                                 tuple(exponents), read_norms(part, "norms")))  # fmt: skip
             finish(part, fields=("outputs", "value", "s", "exponents", "layers", "norms"))
+        if not set(take(stored, "method", str).split("; ")) <= set(METHODS):
+            raise CertificateError(f"{cls.kind}: the method is {take(stored, 'method', str)[:80]!r}")
         result = cls(take(stored, "subject", str), take(stored, "norm", float), read_outputs(stored, "outputs"),
                      take(stored, "value", float), tuple(proofs), take(stored, "method", str))  # fmt: skip
         finish(stored, fields=("subject", "norm", "outputs", "value", "method", "proofs"), arrays=expected)

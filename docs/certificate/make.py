@@ -35,5 +35,5 @@ def trained() -> list[np.ndarray]:
 if __name__ == "__main__":
     weights = trained()
     np.savez(HERE / "weights.npz", *weights)
-    result = certbound.lipschitz_sdp(weights, norm=2, method="cvxpy")
+    result = certbound.lipschitz_sdp(weights, norm=2, method="barrier")
     result.certificate.save(HERE / "lipschitz.certificate")
