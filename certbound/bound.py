@@ -150,9 +150,9 @@ class Bound:
     __lt__ = __le__ = __gt__ = __ge__ = _refuse_order
 
     def __str__(self) -> str:
-        sign = "<=" if self.sense is Sense.UPPER else ">="
+        says = text.at_most(self.value) if self.sense is Sense.UPPER else text.at_least(self.value)
         rows = [
-            (f"{self.claim.quantity}", f"{sign} {text.number(self.value)}  ({self.rigor})"),
+            (f"{self.claim.quantity}", f"{says}  ({self.rigor})"),
             ("claim", str(self.claim)),
             ("method", self.method),
             ("source", self.source),

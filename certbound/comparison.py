@@ -173,7 +173,7 @@ class Comparison:
 def _cell(row: Row | None) -> str:
     if row is None or (row.bound.vacuous and row.status is not Status.OK):
         return "-"
-    return f"{'<=' if row.sense is Sense.UPPER else '>='} {text.number(row.value)}"
+    return text.at_most(row.value) if row.sense is Sense.UPPER else text.at_least(row.value)
 
 
 def _link(name: str, lower: F64, upper: F64) -> Link:

@@ -79,8 +79,8 @@ class ModelComparison:
     def __str__(self) -> str:
         rows = [(f"change of {k}", text.number(v)) for k, v in self.changes.items()]
         rows += [
-            ("largest |f - g| on the balls", f"<= {text.number(self.output_change_bound.value)}"),
-            ("largest |f - g| seen", f">= {text.number(float(self.measured_change.max()))}"),
+            ("largest |f - g| on the balls", text.at_most(self.output_change_bound.value)),
+            ("largest |f - g| seen", text.at_least(float(self.measured_change.max()))),
         ]
         for name, radii in self.radii.items():
             rows.append((f"median certified radius, {name}", text.number(float(np.median(radii)))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str] | None = None) -> str:
@@ -30,6 +31,34 @@ def number(value: float | None) -> str:
     ('3.1416', 'inf', '-')
     """
     return "-" if value is None else f"{value:.5g}"
+
+
+def at_most(value: float) -> str:
+    """``<=`` and five significant digits, rounded up: what is printed is a bound as well.
+
+    >>> at_most(21.92927), at_most(0.5), at_most(math.inf)
+    ('<= 21.93', '<= 0.5', '<= inf')
+    """
+    return f"<= {_directed(value, ROUND_CEILING)}"
+
+
+def at_least(value: float) -> str:
+    """``>=`` and five significant digits, rounded down.
+
+    >>> at_least(21.92927), at_least(-0.123456)
+    ('>= 21.929', '>= -0.12346')
+    """
+    return f">= {_directed(value, ROUND_FLOOR)}"
+
+
+def _directed(value: float, rounding: str) -> str:
+    if not math.isfinite(value):
+        return number(value)
+    # a context of our own: the thread's may be set otherwise
+    rounded = Context(prec=5, rounding=rounding, Emin=-9999, Emax=9999).create_decimal(Decimal(value))
+    # five digits survive a float and back, but for the very small and the very large
+    plain = rounded == 0 or Decimal("1e-300") < abs(rounded) < Decimal("1e300")
+    return f"{float(rounded):.5g}" if plain else str(rounded)
 
 
 def json_number(value: float | None) -> float | str | None:

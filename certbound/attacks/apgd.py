@@ -154,8 +154,8 @@ class AttackReport:
         rows = [
             ("samples", str(len(self.y)), ""),
             ("clean accuracy", text.number(self.clean_accuracy), ""),
-            ("robust accuracy", f"<= {text.number(self.robust_accuracy)}", str(gap.rigor)),
-            ("mean loss gap", f">= {text.number(gap.value)}", str(gap.rigor)),
+            ("robust accuracy", text.at_most(self.robust_accuracy), str(gap.rigor)),
+            ("mean loss gap", text.at_least(gap.value), str(gap.rigor)),
             ("largest perturbation", text.number(self.largest_perturbation), ""),
             ("domain", self.domain, ""),
             ("method", f"{name}, {settings} ({self.package}, {self.device}, {self.seconds:.3g} s)", ""),

@@ -157,10 +157,10 @@ class UniversalReport:
         rows = [
             ("samples", f"{len(self.y)}{'' if self.fitted else ' (not those it was made for)'}", ""),
             ("clean accuracy", text.number(self.clean_accuracy), ""),
-            ("robust accuracy", f"<= {text.number(self.robust_accuracy)}", str(gap.rigor)),
+            ("robust accuracy", text.at_most(self.robust_accuracy), str(gap.rigor)),
             ("success rate", text.number(self.success_rate), ""),
             ("mean gap of this a", text.number(self.mean_gap), ""),
-            ("mean loss gap", f">= {text.number(gap.value)}", str(gap.rigor)),
+            ("mean loss gap", text.at_least(gap.value), str(gap.rigor)),
         ]
         if self.held_out is not None:
             rows += [

@@ -98,9 +98,9 @@ class MarginReport:
         rows = [
             ("samples", str(len(self.y)), ""),
             ("clean accuracy", text.number(self.clean_accuracy), ""),
-            ("robust accuracy", f">= {text.number(self.certified_accuracy)}", str(gap.rigor)),
-            ("mean loss gap", f"<= {text.number(gap.value)}", str(gap.rigor)),
-            ("smallest margin", f">= {text.number(float(np.min(self.lower)))}", str(gap.rigor)),
+            ("robust accuracy", text.at_least(self.certified_accuracy), str(gap.rigor)),
+            ("mean loss gap", text.at_most(gap.value), str(gap.rigor)),
+            ("smallest margin", text.at_least(float(np.min(self.lower))), str(gap.rigor)),
             ("domain", self.domain, ""),
             ("method", f"{self.method} ({self.package}, {self.seconds:.3g} s)", ""),
             ("status", f"{self.status}{self.note and ': ' + self.note}", ""),
