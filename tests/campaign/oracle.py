@@ -160,6 +160,11 @@ class Exact:
         """σ_i >= x?"""
         return x <= 0 or self.count(x)[1] >= i
 
+    @property
+    def sigma_is_affordable(self) -> bool:
+        """Whether :attr:`sigma` ends: FLINT isolates roots that lie 2^1000 apart for minutes, or for ever."""
+        return max((int(c).bit_length() for c in self.polynomial.coeffs()), default=0) <= 1500
+
     @cached_property
     def sigma(self) -> Vector:
         """Singular values as balls, decreasing, from certified roots."""
