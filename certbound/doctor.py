@@ -98,6 +98,9 @@ _PACKAGES: Final = (
     ("scikit-learn", "sklearn", "data", "digits images"),
     ("joblib", "joblib", "demo", "sweeps on several cores"),
     ("hypothesis", "hypothesis", "testing", "certbound.testing strategies"),
+    ("python-flint", "flint", "proofs", "exact rationals of proofs_numeric"),
+    ("z3-solver", "z3", "proofs", "SMT queries of proofs_numeric"),
+    ("atheris", "atheris", "fuzz", "fuzzing of what parses bytes"),
 )
 
 

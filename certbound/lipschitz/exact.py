@@ -584,7 +584,7 @@ def lipschitz_exact(
 
     >>> hat = Network.from_weights([[[1.0], [1.0], [1.0]], [[1.0, -2.0, 1.0]]], [[0.0, -1.0, -2.0], None])
     >>> result = lipschitz_exact(hat)  # slopes 0, 1, −1, 0; all patterns give 2
-    >>> round(result.value, 9), result.lower.value, result.exact
+    >>> round(result.value, 9), round(result.lower.value, 9), result.exact
     (1.0, 1.0, True)
     """
     start = time.perf_counter()
