@@ -257,6 +257,20 @@ def test_bounds_of_folded_networks_hold_for_the_exact_layers(norm, net):
         assert result.certificate.verify(net)
 
 
+def test_products_of_layers_are_rounded():
+    """Two affine layers and nothing else: what the product loses is within the error, and some of it is lost."""
+    rng = np.random.default_rng(0)
+    rounded = 0
+    for _ in range(30):
+        net = Network((Affine(rng.standard_normal((3, 4))), Affine(rng.standard_normal((2, 3)))))
+        (W,), (error,), (exact,) = net.chain.weights, net.chain.errors, exact_layers(net)
+        for i, j in np.ndindex(W.shape):
+            off = abs(Fraction(W[i, j]) - exact[i][j])
+            assert off <= Fraction(error[i, j]) <= Fraction(1, 2**40)
+            rounded += off > 0
+    assert rounded > 100
+
+
 def test_errors_of_earlier_layers_are_carried_on():
     """Through weights and through a division, for weights and biases."""
     off = _Folding(np.eye(2), np.ones(2), np.full((2, 2), 1e-3), np.full(2, 1e-2))

@@ -162,10 +162,10 @@ def test_entries_that_scaling_loses_are_counted():
         assert exact_holds(name, W, high, Sense.UPPER) and exact_holds(name, W, low, Sense.LOWER)
         assert high < 1.5e300
     assert Fraction(inf_norm_upper(W, rigor="rigorous").value) >= Fraction(1e300) + Fraction(1e-300)
-    row = np.array([[1e300, 1e-300]])  # its norm is above 1e300, by 5e-901
+    row = np.array([[2.0**1000, 2.0**-100]])  # its norm is above 2^1000, by 2^-1201
     with pytest.raises(CertificateError, match="not proved"):
-        NormCertificate(digest(row), 2.0, Sense.UPPER, 1e300).verify(row)
-    assert NormCertificate(digest(row), 2.0, Sense.UPPER, 1e300 * (1 + 2.0**-50)).verify(row)
+        NormCertificate(digest(row), 2.0, Sense.UPPER, 2.0**1000).verify(row)
+    assert NormCertificate(digest(row), 2.0, Sense.UPPER, 2.0**1000 * (1 + 2.0**-50)).verify(row)
 
 
 def test_flushed_subnormals_are_refused_by_name():
