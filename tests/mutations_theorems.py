@@ -61,7 +61,7 @@ THEOREMS: Final[tuple[tuple[str, str, str, str, tuple[str, ...]], ...]] = (
     ("rigorous alignment: core unchecked", "certbound/lipschitz/alignment_rigorous.py", 'if evidence.core.how != "none" and not pattern_holds', "if False and not pattern_holds", ("tests/test_alignment_rigorous.py",)),
     ("rigorous alignment: parts not combined", "certbound/lipschitz/alignment_rigorous.py", "if not combined(core, truncation, norm, highs, offs) <= evidence.value:", "if False:", ("tests/test_alignment_rigorous.py",)),
     ("rigorous alignment: ratio by high ends", "certbound/lipschitz/alignment_rigorous.py", "low = multiply_down(B.low, A.low)", "low = multiply_down(B.high, A.high) * 1.001", ("tests/test_alignment_rigorous.py",)),
-    ("rigorous ce: layer norms unchecked", "certbound/lipschitz/alignment_certificate.py", "if not proves_norm(W, self.norm, value, off):", "if False:", ("tests/test_alignment_rigorous.py",)),
+    ("rigorous ce: layer norms unchecked", "certbound/lipschitz/alignment_certificate.py", "if not proves_norm(W, self.norm, value, error_norm(error, self.norm)):", "if False:", ("tests/test_alignment_rigorous.py",)),
     ("rigorous ce: product unchecked", "certbound/lipschitz/alignment_certificate.py", "if not total <= self.value:", "if False:", ("tests/test_alignment_rigorous.py",)),
     ("rigorous ce: digest unchecked", "certbound/lipschitz/alignment_certificate.py", "if network.digest != self.subject:", "if False:", ("tests/test_alignment_rigorous.py",)),
     ("rigorous ce: blocks may leave layers out", "certbound/lipschitz/alignment_certificate.py", "if after != len(chain.weights) or evidence:", "if False:", ("tests/test_alignment_rigorous.py",)),

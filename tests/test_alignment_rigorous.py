@@ -224,7 +224,6 @@ def test_balancing_counts_what_underflows():
 
 @both_norms
 def test_pair_sdp_tightens_and_is_proved(norm):
-    pytest.importorskip("cvxpy")
     rng = np.random.default_rng(0)
     W = [rng.standard_normal((6, 4)), rng.standard_normal((3, 6))]
     plain = lipschitz_alignment(W, norm, max_patterns=1, rigor="rigorous")

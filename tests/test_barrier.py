@@ -173,3 +173,18 @@ def test_progress(capsys):
 def test_no_cvxpy_is_needed(monkeypatch):
     monkeypatch.setattr(sdp_cvxpy, "import_cvxpy", lambda: pytest.fail("cvxpy was imported"))
     assert lipschitz_sdp(gaussian(4, 5, 2)).status is Status.OK
+
+
+def test_a_stall_short_of_the_tolerance_is_no_success(monkeypatch):
+    """The bound is proved all the same; the status says that the optimum was not reached."""
+    W = gaussian(4, 5, 4, 2)
+    true = barrier.solve
+
+    def stalled(*args, **options):
+        answer = true(*args, **(options | {"tolerance": 0.1}))
+        return barrier.BarrierAnswer(answer.multipliers, answer.value, answer.excess, answer.steps, "stalled")
+
+    monkeypatch.setattr(barrier, "solve", stalled)
+    result = lipschitz_sdp(W, method="barrier")
+    assert result.status is Status.FAILED and result.gap > 1e-4 and result.certificate.verify(W)
+    assert lipschitz_sdp(W, method="barrier", tolerance=0.2).status is Status.OK

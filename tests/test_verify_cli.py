@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from certbound import cli
 from certbound.attacks.pair import AttackPair
-from certbound.certificate import _HOMES, Stored, to_bytes
+from certbound.certificate import Stored, to_bytes
 from certbound.errors import NumericalError
 from certbound.lipschitz.sampled import lipschitz_sampled
 from certbound.network import Network
@@ -169,10 +169,7 @@ def test_arithmetic_that_proves_nothing_is_no_crash(net, capsys, monkeypatch):
 
 # -- norms: one matrix -----------------------------------------------------------------------------------
 
-norms = pytest.mark.skipif("operator norm" not in _HOMES, reason="no norm certificates")
 
-
-@norms
 @pytest.mark.parametrize(
     "model",
     [
@@ -195,7 +192,6 @@ def test_a_norm_finds_its_matrix(net, capsys, model):
     assert code == 0 and out.rstrip().endswith("verified") and "operator norm" in out
 
 
-@norms
 @pytest.mark.parametrize("model", ["net.npz", "net.safetensors", "net.py:weights"])
 def test_a_norm_of_the_second_layer(net, capsys, model):
     from certbound.norms.bounds import spectral_norm_upper
@@ -204,7 +200,6 @@ def test_a_norm_of_the_second_layer(net, capsys, model):
     assert run(capsys, "norm.certificate", "--model", model)[0] == 0
 
 
-@norms
 def test_a_norm_of_another_matrix_is_refused(net, capsys):
     from certbound.norms.bounds import spectral_norm_upper
 

@@ -20,9 +20,9 @@ from certbound.bound import Bound, Claim, multiply_up
 from certbound.certificate import Saveable, Stored, finish, take, take_array
 from certbound.errors import CertificateError
 from certbound.lipschitz.alignment import AlignmentPair
-from certbound.lipschitz.alignment_rigorous import PairEvidence, Truncation, check_pair, proves_norm
+from certbound.lipschitz.alignment_rigorous import PairEvidence, Truncation, check_pair
 from certbound.lipschitz.pattern_pair_verified import PatternProof
-from certbound.lipschitz.product import error_norm, layer_bound, read_norms
+from certbound.lipschitz.product import error_norm, layer_bound, proves_norm, read_norms
 from certbound.network import Network, as_network
 from certbound.rounding import check_arithmetic
 from certbound.types import Quantity, Rigor, Sense
@@ -93,8 +93,7 @@ class AlignmentCertificate(Saveable):
         if len(self.norms) != len(chain.weights):
             raise self._refusal(f"{len(self.norms)} norms for {len(chain.weights)} layers")
         for i, (W, error, value) in enumerate(zip(chain.weights, chain.errors, self.norms, strict=True)):
-            off = 0.0 if error is None else error_norm(error, self.norm)
-            if not proves_norm(W, self.norm, value, off):
+            if not proves_norm(W, self.norm, value, error_norm(error, self.norm)):
                 raise self._refusal(f"{value!r} is not proved to bound the norm of layer {i}")
         evidence = list(self.pairs)
         after, factors = 0, list[float]()

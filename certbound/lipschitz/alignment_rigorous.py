@@ -20,18 +20,16 @@ from fractions import Fraction
 
 import numpy as np
 
-from certbound.arrays import F64, I64, digest, power_of_two_scale
+from certbound.arrays import F64, I64, power_of_two_scale
 from certbound.bound import multiply_up
 from certbound.errors import CertificateError
 from certbound.lipschitz.alignment import AlignmentPair, truncate
 from certbound.lipschitz.pattern_pair import active_hidden, fits
 from certbound.lipschitz.pattern_pair_verified import Balanced, PatternProof, pattern_holds, pattern_upper
-from certbound.norms.evidence import NormCertificate
-from certbound.norms.verified import enclose_induced_norm, enclose_inf_norm
-from certbound.rounding import U, down, quick_norm, up
-from certbound.types import Rigor, Sense
-
-_AIR = 1.0 + 2.0**-20
+from certbound.lipschitz.product import error_norm, proves_norm
+from certbound.norms.verified import enclose_induced_norm
+from certbound.rounding import U, down, up
+from certbound.types import Rigor
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +69,6 @@ class Layer:
         low = enclose_induced_norm(weight, norm)[0]
         off = error_norm(error, norm)
         return cls(weight, error, low if off == 0.0 else max(0.0, down(low - off)), high)
-
-
-def error_norm(error: F64 | None, norm: float) -> float:
-    """Upper bound of the norm of every matrix within ``error``, entry by entry (p = 2: Frobenius)."""
-    if error is None:
-        return 0.0
-    if math.isinf(norm):
-        return up(_AIR * enclose_inf_norm(error)[1])
-    scale = power_of_two_scale(error)
-    return up(_AIR * up(quick_norm(error / scale)[1] * scale))
 
 
 def _parts(W: F64, kept: F64 | I64, norm: float) -> tuple[F64, F64, float]:
@@ -223,12 +211,6 @@ def _truncation(B: F64, A: F64, k: int, norm: float) -> Truncation | None:
 
 
 # ---------------------------------------------------------------- verification
-
-
-def proves_norm(W: F64, norm: float, value: float, off: float = 0.0) -> bool:
-    """True proves ``‖W‖_p + off <= value``, without an SVD."""
-    rest = value if off == 0.0 else down(value - off)
-    return rest >= 0.0 and NormCertificate(digest(W), norm, Sense.UPPER, rest).proves(W)
 
 
 def check_pair(

@@ -18,12 +18,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from certbound.arrays import F64
-from certbound.lipschitz.recursion import forward, forward_solve, head_norm_2
+from certbound.lipschitz.recursion import forward_solve
 from certbound.lipschitz.repair import Multipliers, feasible_point
 
 _GROWTH = 12.0  # of τ, from one centre to the next
@@ -112,6 +113,16 @@ def _lmi(encoder: Sequence[F64], head: F64, infinity: bool) -> _Lmi:
     return _Lmi(sizes, E, U, constant, cost, not infinity)
 
 
+def _alive(encoder: Sequence[F64]) -> list[npt.NDArray[np.bool_]]:
+    """Neurons that some input reaches, layer by layer."""
+    masks: list[npt.NDArray[np.bool_]] = []
+    before = np.ones(encoder[0].shape[1], dtype=np.bool_)
+    for w in encoder:
+        before = np.any(w[:, before] != 0.0, axis=1)
+        masks.append(before)
+    return masks
+
+
 def _cholesky(M: F64) -> F64 | None:
     try:
         L = np.linalg.cholesky(M)
@@ -138,6 +149,20 @@ def solve(
     (0.707, 'optimal')
     """
     start = time.perf_counter()
+    alive = _alive(encoder)
+    if not all(bool(np.all(a)) for a in alive):
+        # the multiplier of a neuron that no input reaches has no cost: the barrier would take it to infinity
+        inner = [np.ones(encoder[0].shape[1], dtype=np.bool_), *alive]
+        small = [w[a][:, b] for w, a, b in zip(encoder, alive, inner, strict=False)]
+        if any(w.size == 0 for w in small):
+            return None
+        found = solve(small, head[:, alive[-1]], norm, tolerance=tolerance, time_limit=time_limit, progress=progress)
+        if found is None:
+            return None
+        full = tuple(np.full(len(a), float(np.mean(x))) for a, x in zip(alive, found.multipliers.t, strict=True))
+        for whole, a, x in zip(full, alive, found.multipliers.t, strict=True):
+            whole[a] = x
+        return replace(found, multipliers=Multipliers(full, found.multipliers.d))
     infinity = math.isinf(norm)
     d = np.ones(encoder[0].shape[1])
     point = feasible_point(encoder, head, d)
@@ -201,4 +226,4 @@ def _merit(lmi: _Lmi, tau: float, p: F64, L: F64) -> float:
     return tau * float(lmi.cost @ p) - 2.0 * float(np.sum(np.log(np.diagonal(L))))
 
 
-__all__ = ["BarrierAnswer", "forward", "head_norm_2", "solve"]
+__all__ = ["BarrierAnswer", "solve"]

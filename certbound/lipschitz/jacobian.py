@@ -24,7 +24,7 @@ def norm_below(J: Sequence[Sequence[Fraction]], norm: float, direction: F64 | No
     (7.0, 5.0)
     """
     if math.isinf(norm):
-        return _float_below(max(sum((abs(v) for v in row), Fraction(0)) for row in J))
+        return float_below(max(sum((abs(v) for v in row), Fraction(0)) for row in J))
     if direction is None:
         return 0.0
     v = [Fraction(x) for x in direction.tolist()]
@@ -36,10 +36,15 @@ def norm_below(J: Sequence[Sequence[Fraction]], norm: float, direction: F64 | No
     # an even power of 2 brings it to integers of twice 64 bits, whose root is exact to 64
     shift = 2 * max(0, _BITS - (square.numerator.bit_length() - square.denominator.bit_length()) // 2)
     root = math.isqrt((square.numerator << shift) // square.denominator)
-    return _float_below(Fraction(root, 1 << (shift // 2)))
+    return float_below(Fraction(root, 1 << (shift // 2)))
 
 
-def _float_below(value: Fraction) -> float:
+def float_below(value: Fraction) -> float:
+    """The largest finite float that is at most ``value`` >= 0.
+
+    >>> float_below(Fraction(1, 4)), Fraction(float_below(Fraction(1, 3))) < Fraction(1, 3)
+    (0.25, True)
+    """
     try:
         nearest = float(value)
     except OverflowError:
@@ -71,7 +76,7 @@ def float_norm_below(chain: Chain, head: F64, x: F64, norm: float, direction: F6
             return 0.0
         if math.isinf(norm):
             sure = np.maximum(np.nextafter(np.abs(J) - error, -math.inf), 0.0)
-            return max((_float_below(sum(map(Fraction, row), Fraction(0))) for row in sure.tolist()), default=0.0)
+            return max((float_below(sum(map(Fraction, row), Fraction(0))) for row in sure.tolist()), default=0.0)
         if direction is None or not _ordinary(direction):
             return 0.0
         size, g = np.abs(direction), gamma(len(direction) + 2)
@@ -110,4 +115,4 @@ def _ordinary(values: F64) -> bool:
     return bool(np.all(np.abs(values) < _LARGE))
 
 
-__all__ = ["float_norm_below", "norm_below"]
+__all__ = ["float_below", "float_norm_below", "norm_below"]

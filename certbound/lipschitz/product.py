@@ -31,13 +31,29 @@ _AIR = 1.0 + 2.0**-20
 """Errors are published a little larger: another machine's rounding of them must not refuse a certificate."""
 
 
-def error_norm(error: F64, norm: float) -> float:
-    """Bound of the operator norm of every matrix within ``error``, entry by entry; ``‖·‖_F`` for ℓ2, which is enough.
+def error_norm(error: F64 | None, norm: float) -> float:
+    """Bound of the operator norm of every matrix within ``error``, entry by entry (None: exact); ``‖·‖_F`` for ℓ2.
 
     >>> error_norm(np.array([[3.0, 4.0]]), 2.0), error_norm(np.array([[3.0, 4.0]]), math.inf)
     (5.0, 7.0)
     """
+    if error is None:
+        return 0.0
     return (enclose_inf_norm(error) if math.isinf(norm) else enclose_frobenius_norm(error))[1]
+
+
+def proves_norm(W: F64, norm: float, value: float, off: float = 0.0) -> bool:
+    """True proves ``‖W‖_p + off <= value``, without an SVD. A value below ``off`` proves nothing.
+
+    >>> proves_norm(np.eye(2), 2.0, 1.6, 0.5), proves_norm(np.eye(2), 2.0, 1.4, 0.5)
+    (True, False)
+    >>> proves_norm(np.zeros((2, 2)), 2.0, 0.1, 0.5)
+    False
+    """
+    if value == math.inf:
+        return True
+    rest = value if off == 0.0 else down(value - off)
+    return rest >= 0.0 and NormCertificate(digest(W), norm, Sense.UPPER, rest).proves(W)
 
 
 def _widened(value: float, error: float) -> float:
@@ -156,17 +172,12 @@ def proved_product(network: Network, norm: float, outputs: Outputs, norms: Seque
         raise CertificateError(f"{len(norms)} norms for {len(layers)} layers")
     total = 1.0
     for i, ((W, error), value) in enumerate(zip(layers, norms, strict=True)):
-        if value == math.inf:
-            total = value if i == 0 else multiply_up(total, value)
-            continue
         functional = i == len(norms) - 1 and outputs != "all"
         off = 0.0
-        if error is not None:
+        if error is not None and value < math.inf:  # ∞ needs no proof, and a difference of rows may be ∞ itself
             off = enclose_dual_norm(error, norm)[1] if functional else error_norm(error, norm)
-        # a norm below its error proves nothing: rest < 0
-        rest = value if off == 0.0 else value - off if value < off else down(value - off)
         # a row's dual norm is the operator norm of a one-row matrix, in ℓ2 as in ℓ∞
-        if rest < 0.0 or not NormCertificate(digest(W), norm, Sense.UPPER, rest).proves(W):
+        if not proves_norm(W, norm, value, off):
             raise CertificateError(f"{value!r} is not proved to bound the norm of layer {i}")
         total = value if i == 0 else multiply_up(total, value)
     return total

@@ -161,6 +161,8 @@ def _solved(
     hint, said, value, excess = _hint(network, outputs, norm, replace(options, left=left))
     # what the solver had at its time limit is proved all the same
     status = Status.TIME_LIMIT if "limit" in said else Status.OK
+    if "stalled" in said and excess > options.tolerance:
+        status = Status.FAILED  # rounding took over before the gap that was asked for
     stats: list[tuple[str, float | str]] = [("LMI size", float(size)), ("solver", said)]
     if hint is None:
         return _Found(fallback.proof, fallback.method, Status.FAILED, tuple(stats))

@@ -15,6 +15,7 @@ from certbound.arrays import F64
 from certbound.bound import Bound, Claim
 from certbound.compressibility import Dispersion
 from certbound.lipschitz.alignment import AlignmentPair
+from certbound.lipschitz.jacobian import float_below
 from certbound.norms.verified import Scaled, enclose_induced_norm
 from certbound.robustness import activation_pattern
 from certbound.rounding import TINY, check_arithmetic, down, gamma, quick_norm, up
@@ -140,12 +141,4 @@ def verdict(
         bounds["cover"] <= bounds["product"]
         and bounds["cover"] <= bounds["sharp"] <= bounds["derived"] <= bounds["printed"]
     )
-    return _float_down(largest), False if disproved else True if proved and ladder else None
-
-
-def _float_down(value: Fraction) -> float:
-    most = np.finfo(np.float64).max
-    if value >= Fraction(float(most)):
-        return float(most)
-    nearest = float(value)
-    return nearest if Fraction(nearest) <= value else math.nextafter(nearest, 0.0)
+    return float_below(largest), False if disproved else True if proved and ladder else None
