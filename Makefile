@@ -1,6 +1,7 @@
 # Everything sets itself up: on a machine with Python >= 3.11 and make, `make demo` and `make test` are enough.
 #   make demo [SEEDS=5]   the demo, into results/demo        make test    the test suite
 #   make proofs           try to break every theorem (50 s)  make fuzz    1,000,000 matrices against rationals (resumable)
+#   make benchmark        Lipschitz bounds beside other tools' (hours, resumable), into results/lipschitz
 #   make lint | types | doctest | imports | check (all)      make clean   remove .venv and caches
 
 SHELL := /bin/bash
@@ -21,7 +22,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help install demo readme test proofs fuzz lint types doctest imports check clean
+.PHONY: help install demo readme benchmark test proofs fuzz lint types doctest imports check clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -52,6 +53,10 @@ demo: $(STAMP)
 readme: $(STAMP)
 	$(BIN)/python docs/update_readme.py
 
+benchmark: $(STAMP)
+	$(PIP) 'eclipse-nn>=0.1.7'
+	$(BIN)/python -m benchmarks.lipschitz --out results/lipschitz
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
 
@@ -69,7 +74,11 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/basedpyright
 
-doctest: $(STAMP)
+docbenchmark: $(STAMP)
+	$(PIP) 'eclipse-nn>=0.1.7'
+	$(BIN)/python -m benchmarks.lipschitz --out results/lipschitz
+
+test: $(STAMP)
 	$(BIN)/python -m pytest --doctest-modules certbound
 
 imports: $(STAMP)

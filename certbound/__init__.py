@@ -33,13 +33,14 @@ if TYPE_CHECKING:
     from certbound.io.factory import load_model
     from certbound.io.quantised import dequantise
     from certbound.lipschitz.alignment import lipschitz_alignment
+    from certbound.lipschitz.branch_and_bound import Bracket, lipschitz_bracket
     from certbound.lipschitz.exact import ExactResult, lipschitz_exact
     from certbound.lipschitz.patterns import lipschitz_patterns
     from certbound.lipschitz.product import lipschitz_product
     from certbound.lipschitz.sampled import SmoothPoint, lipschitz_sampled
     from certbound.lipschitz.sdp import lipschitz_sdp
     from certbound.model_comparison import ModelComparison, certified_radii, compare_models
-    from certbound.network import Affine, Ball, Flatten, Network, Normalise, ReLU, as_network
+    from certbound.network import Activation, Affine, Ball, Flatten, Network, Normalise, ReLU, Residual, as_network
     from certbound.norms.bounds import (
         frobenius_norm_lower,
         frobenius_norm_upper,
@@ -64,6 +65,7 @@ _HOMES = {
     "certbound.model_comparison": ("ModelComparison", "certified_radii", "compare_models"),
     "certbound.attacks.pair": ("AttackPair",),
     "certbound.attacks.universal": ("UniversalReport", "universal_perturbation"),
+    "certbound.lipschitz.branch_and_bound": ("Bracket", "lipschitz_bracket"),
     "certbound.lipschitz.exact": ("ExactResult", "lipschitz_exact"),
     "certbound.lipschitz.sampled": ("SmoothPoint", "lipschitz_sampled"),
     "certbound.attacks.apgd": ("AttackReport", "attack"),
@@ -84,7 +86,17 @@ _HOMES = {
     "certbound.lipschitz.patterns": ("lipschitz_patterns",),
     "certbound.lipschitz.product": ("lipschitz_product",),
     "certbound.lipschitz.sdp": ("lipschitz_sdp",),
-    "certbound.network": ("Affine", "Ball", "Flatten", "Network", "Normalise", "ReLU", "as_network"),
+    "certbound.network": (
+        "Activation",
+        "Affine",
+        "Ball",
+        "Flatten",
+        "Network",
+        "Normalise",
+        "ReLU",
+        "Residual",
+        "as_network",
+    ),
     "certbound.norms.bounds": (
         "frobenius_norm_lower",
         "frobenius_norm_upper",
@@ -119,13 +131,16 @@ __all__ = [
     "compare_models",
     "UniversalReport",
     "universal_perturbation",
+    "lipschitz_bracket",
     "lipschitz_exact",
     "lipschitz_sampled",
     "__version__",
+    "Activation",
     "Affine",
     "AttackReport",
     "Ball",
     "Bound",
+    "Bracket",
     "CertboundError",
     "CertificateError",
     "Claim",
@@ -141,6 +156,7 @@ __all__ = [
     "Normalise",
     "Quantity",
     "ReLU",
+    "Residual",
     "Result",
     "Rigor",
     "Sense",

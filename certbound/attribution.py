@@ -28,7 +28,7 @@ from certbound.types import SCHEMA_VERSION, norm_name
 STARTS = ("printed", "derived", "sharp", "product", "cover", "recursion")
 """The bounds that can be taken apart."""
 
-_TIGHTER = ("sdp-cvxpy", "patterns")
+_TIGHTER = ("sdp", "patterns")
 _LOCAL = ("CROWN", "alpha-CROWN", "CROWN-IBP", "IBP", "forward")
 
 

@@ -46,6 +46,7 @@ MAX_FILE: Final = 2**31
 MAX_HEADER: Final = 2**26
 _MAX_DEPTH: Final = 16
 _MAX_DIMENSIONS: Final = 8
+_MAX_NESTING: Final = 100
 _KEY: Final = "certbound"
 _METADATA: Final = "__metadata__"
 _NAME: Final = re.compile(r"[A-Za-z0-9_.\-]{1,200}")
@@ -57,7 +58,11 @@ _HOMES: Final = {
     "smooth point": ("certbound.lipschitz.sampled", "SmoothPoint"),
     "operator norm": ("certbound.norms.evidence", "NormCertificate"),
     "product of norms": ("certbound.lipschitz.product", "ProductCertificate"),
+    "product of layer norms": ("certbound.lipschitz.layer_product", "LayerProductCertificate"),
+    "LipLT path norms": ("certbound.lipschitz.path_norms", "PathCertificate"),
     "LipSDP multipliers": ("certbound.lipschitz.sdp_certificate", "SdpCertificate"),
+    "LipSDP storage matrices": ("certbound.lipschitz.system_certificate", "SystemCertificate"),
+    "LipSDP branch and bound": ("certbound.lipschitz.tree_certificate", "TreeCertificate"),
     "alignment cover": ("certbound.lipschitz.alignment_certificate", "AlignmentCertificate"),
 }
 """Where the class of each kind is: they use this module, so it finds them by name, when one is loaded."""
@@ -403,8 +408,21 @@ def _fits(shape: Sequence[int]) -> bool:
     return len(shape) <= _MAX_DIMENSIONS and math.prod(s for s in shape if s) <= MAX_FILE
 
 
+def _depth(data: bytes) -> int:
+    """How deep brackets are nested, those in strings counted too.
+
+    >>> _depth(b'{"a":[[1],[2]]}')
+    3
+    """
+    raw = np.frombuffer(data, np.uint8)
+    steps = np.isin(raw, (0x5B, 0x7B)).astype(np.int32) - np.isin(raw, (0x5D, 0x7D))
+    return int(np.max(np.cumsum(steps), initial=0))
+
+
 def _parsed(data: bytes, what: str) -> dict[str, Json]:
     """A JSON object in ASCII without duplicate keys, NaN or infinities."""
+    if _depth(data) > _MAX_NESTING:  # whoever raised Python's recursion limit gets no RecursionError, but a crash
+        _refuse(f"the {what} is nested too deeply")
     try:
         value = json.loads(data.decode("ascii"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except CertificateError:

@@ -101,6 +101,7 @@ _PACKAGES: Final = (
     ("python-flint", "flint", "proofs", "exact rationals of proofs_numeric"),
     ("z3-solver", "z3", "proofs", "SMT queries of proofs_numeric"),
     ("atheris", "atheris", "fuzz", "fuzzing of what parses bytes"),
+    ("eclipse-nn", "eclipse_nn", "bench", "a peer in benchmarks/lipschitz"),
 )
 
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from certbound.arrays import F64, I64
 from certbound.bound import Bound
+from certbound.lipschitz.margin_constants import margin_constants
 from certbound.lipschitz.patterns import pattern_maximum
-from certbound.lipschitz.sdp import margin_constants
 from certbound.lipschitz.sdp_cvxpy import CLARABEL_LIMIT, SCS_LIMIT, lmi_size
 from certbound.losses import class_head
 from certbound.robustness import Certified, Samples, gap_of_margins, gradient_constants, head_constants, network_margins
@@ -125,6 +125,11 @@ def _recursion(problem: Problem) -> Constants:
     return Constants(values, status)
 
 
+def _sdp(problem: Problem) -> Constants:
+    values, status = margin_constants(problem.samples.network, problem.samples.norm, "sdp", problem.seconds_left())
+    return Constants(values, status)
+
+
 def _cvxpy(problem: Problem) -> Constants:
     values, status = margin_constants(problem.samples.network, problem.samples.norm, "cvxpy", problem.seconds_left())
     return Constants(values, status)
@@ -177,7 +182,13 @@ def _margins_by(method: str) -> Callable[[Problem, float], Certified]:
 
 def _margin_method(name: str, source: str, *, default: bool = True) -> Method:
     return Method(
-        name, "margins", Sense.UPPER, source, certify=_margins_by(name), packages=_LIRPA, install=_CROWN_INSTALL,
+        name,
+        "margins",
+        Sense.UPPER,
+        source,
+        certify=_margins_by(name),
+        packages=_LIRPA,
+        install=_CROWN_INSTALL,
         default=default,
     )
 
@@ -205,8 +216,14 @@ def _too_few_classes(least: int) -> Callable[[Problem], str | None]:
 
 def _attack_method(name: str, source: str, least_classes: int, *, default: bool = True) -> Method:
     return Method(
-        name, "attack", Sense.LOWER, source, attack=_attack_by(name), default=default,
-        packages=(("torch",), ("autoattack", "pyautoattack")), install="pip install 'certbound[attack]'",
+        name,
+        "attack",
+        Sense.LOWER,
+        source,
+        attack=_attack_by(name),
+        default=default,
+        packages=(("torch",), ("autoattack", "pyautoattack")),
+        install="pip install 'certbound[attack]'",
         unsupported=_too_few_classes(least_classes),
     )
 
@@ -239,6 +256,13 @@ METHODS: dict[str, Method] = {
             "recursion", "lipschitz", Sense.UPPER, "LipSDP-neuron, closed-form feasible point", constants=_recursion
         ),
         Method(
+            "sdp",
+            "lipschitz",
+            Sense.UPPER,
+            "LipSDP-neuron by the barrier, proved; for many margins the multipliers of the largest",
+            constants=_sdp,
+        ),
+        Method(
             "sdp-cvxpy",
             "lipschitz",
             Sense.UPPER,
@@ -247,6 +271,7 @@ METHODS: dict[str, Method] = {
             packages=(("cvxpy",),),
             install="pip install 'certbound[sdp]'",
             too_large=_cvxpy_too_large,
+            default=False,
         ),
         _margin_method("IBP", "interval bound propagation (auto_LiRPA)"),
         _margin_method("CROWN-IBP", "CROWN on IBP's bounds of the neurons (auto_LiRPA)", default=False),
@@ -256,6 +281,7 @@ METHODS: dict[str, Method] = {
     )
 }
 """Every method, by name, in the order of the tables. The slower and the looser ones are no defaults."""
+
 
 def empirical_gap(attacked: Mapping[str, Attacked]) -> float | None:
     """Mean over samples of the largest loss gap that any attack found; None without an attack.
@@ -270,10 +296,12 @@ def empirical_gap(attacked: Mapping[str, Attacked]) -> float | None:
 
 
 LADDER: tuple[tuple[str, str], ...] = (
+    ("patterns", "sdp"),
     ("patterns", "sdp-cvxpy"),
     ("patterns", "recursion"),
     ("patterns", "cover"),
     ("patterns", "product"),
+    ("sdp", "recursion"),
     ("sdp-cvxpy", "recursion"),
     ("recursion", "product"),
     ("cover", "product"),

@@ -21,9 +21,9 @@ from certbound.bound import Bound, Claim
 from certbound.comparison import Comparison, compare
 from certbound.difference import difference_network, two_sided
 from certbound.errors import InputError, LadderError, MissingDependencyError
+from certbound.lipschitz.margin_constants import margin_constants
 from certbound.lipschitz.product import product_bound
 from certbound.lipschitz.recursion import forward, recursion_inf, rows_norm_2
-from certbound.lipschitz.sdp import margin_constants
 from certbound.losses import perturbation_domain
 from certbound.network import Network
 from certbound.robustness import network_margins

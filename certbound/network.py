@@ -1,4 +1,4 @@
-"""The network IR: an immutable float64 chain of Affine, ReLU, Flatten and Normalise.
+"""The network IR: an immutable float64 chain of Affine, ReLU, Activation, Residual, Flatten and Normalise.
 
 What is not in this list is refused at import, never ignored: a bound on a network that is not the
 user's network is worse than none.
@@ -7,7 +7,7 @@ user's network is worse than none.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -15,12 +15,27 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from certbound.activations import Activation
 from certbound.arrays import F64, as_float64, as_matrix, digest, frozen, is_torch, power_of_two_scale
 from certbound.errors import InputError, UnsupportedLayerError
 from certbound.rounding import TINY, gamma
 from certbound.types import GLOBAL, norm_name, parse_delta, parse_norm
 
-__all__ = ["GLOBAL", "Affine", "Ball", "Chain", "Flatten", "Layer", "Network", "Normalise", "ReLU", "as_network"]
+__all__ = [
+    "GLOBAL",
+    "Activation",
+    "Affine",
+    "Ball",
+    "Chain",
+    "Flatten",
+    "Layer",
+    "Network",
+    "Normalise",
+    "ReLU",
+    "Residual",
+    "affine_layers",
+    "as_network",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +231,148 @@ def _folded(arrays: list[F64], name: str) -> tuple[F64, ...]:
     return tuple(frozen(x) for x in arrays)
 
 
-Layer = Affine | ReLU | Flatten | Normalise
+@dataclass(frozen=True, eq=False)
+class Residual:
+    """``x ↦ shortcut(x) + body(x)``; an empty shortcut is the identity.
+
+    Both hold Affine, ReLU, Activation and further Residual layers, in order of application, and give equally many
+    numbers: nothing is broadcast. Widths are checked by the :class:`Network`.
+
+    Raises
+    ------
+    InputError : an empty body, or something that is no tuple of layers.
+
+    >>> block = Residual((Affine([[2.0, 0.0], [0.0, 2.0]]), ReLU()))
+    >>> Network((block, Affine([[1.0, 1.0]]))).forward([[3.0, -1.0]])  # (3 + 6) + (−1 + 0)
+    array([[8.]])
+    """
+
+    body: tuple[Layer, ...]
+    shortcut: tuple[Layer, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("body", "shortcut"):
+            given = getattr(self, name)
+            if not isinstance(given, (tuple, list)):
+                raise InputError(
+                    name, got=f"a {type(given).__name__}", needed="a tuple of layers", fix="write (layer,) for one"
+                )
+            object.__setattr__(self, name, _plain(cast("Sequence[Layer]", given)))
+        if not self.body:
+            raise InputError(
+                "body",
+                got="no layer",
+                needed="at least one",
+                fix="write x + x as an Affine with 2 on the diagonal; an identity beside it is the empty shortcut",
+            )
+
+
+Layer = Affine | ReLU | Activation | Flatten | Normalise | Residual
+
+
+def _plain(layers: Iterable[Layer]) -> tuple[Layer, ...]:
+    """The layers, with every activation that is the ReLU written as such."""
+    return tuple(ReLU() if isinstance(x, Activation) and _is_relu(x) else x for x in layers)
+
+
+def _is_relu(activation: Activation) -> bool:
+    return activation.name == "relu" or (activation.name == "leaky_relu" and activation.parameter == 0.0)
+
+
+def affine_layers(layers: Iterable[Layer], path: str = "layers") -> Iterator[tuple[str, Affine]]:
+    """Every Affine with its path, those inside residual blocks too.
+
+    >>> [path for path, _ in affine_layers((Residual((ReLU(), Affine([[1.0]]))), Affine([[1.0]])))]
+    ['layers[0].body[1]', 'layers[1]']
+    """
+    for i, layer in enumerate(layers):
+        if isinstance(layer, Affine):
+            yield f"{path}[{i}]", layer
+        elif isinstance(layer, Residual):
+            yield from affine_layers(layer.body, f"{path}[{i}].body")
+            yield from affine_layers(layer.shortcut, f"{path}[{i}].shortcut")
+
+
+def _width_after(layers: Iterable[object], width: int, path: str) -> int:
+    """Outputs of the layers on ``width`` inputs; refuses what is no layer and widths that do not chain, by path."""
+    for i, layer in enumerate(layers):
+        where = f"{path}[{i}]"
+        if isinstance(layer, Affine):
+            if layer.weight.shape[1] != width:
+                raise InputError(
+                    where,
+                    got=f"a weight with {layer.weight.shape[1]} inputs after {width} outputs",
+                    needed=f"{width} inputs",
+                    fix="pass weights first layer first, each of shape (outputs, inputs)",
+                )
+            width = layer.weight.shape[0]
+        elif isinstance(layer, Residual):
+            body = _width_after(layer.body, width, f"{where}.body")
+            shortcut = _width_after(layer.shortcut, width, f"{where}.shortcut")
+            if body != shortcut:
+                raise InputError(
+                    where,
+                    got=f"a Residual whose body gives {body} numbers and whose shortcut gives {shortcut}",
+                    needed="equally many: nothing is broadcast",
+                    fix=f"give it a shortcut with {body} outputs, shortcut=(Affine(…),)",
+                )
+            width = body
+        elif isinstance(layer, (Flatten, Normalise)):
+            if path != "layers":
+                raise UnsupportedLayerError(
+                    where,
+                    got=f"a {type(layer).__name__} inside a Residual",
+                    needed="Affine, ReLU, Activation or Residual",
+                    fix="put it before the block; a normalisation in it is an Affine with a diagonal weight",
+                )
+        elif not isinstance(layer, (ReLU, Activation)):
+            raise UnsupportedLayerError(
+                where,
+                got=f"a {type(layer).__name__}",
+                needed="Affine, ReLU, Activation, Residual, Flatten or Normalise",
+                fix="rewrite the network with these layers",
+            )
+    return width
+
+
+def _digest_parts(layers: Iterable[Layer]) -> Iterator[npt.NDArray[Any]]:
+    """Tags and numbers, from which the layers can be read back: no two structures give the same sequence."""
+    for layer in layers:
+        # a tag of bytes: no bias, an array of floats, can be mistaken for it
+        yield _tag(type(layer).__name__)
+        if isinstance(layer, Affine):
+            yield layer.weight
+            if layer.bias is not None:
+                yield layer.bias
+        elif isinstance(layer, Normalise):
+            yield layer.mean
+            yield layer.std
+        elif isinstance(layer, Activation):
+            yield _tag(layer.name)
+            yield np.array([layer.parameter], dtype=np.float64)
+        elif isinstance(layer, Residual):
+            yield from _digest_parts(layer.body)
+            yield _tag("shortcut")
+            yield from _digest_parts(layer.shortcut)
+            yield _tag("end")
+
+
+def _tag(word: str) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(word.encode(), dtype=np.uint8)
+
+
+def _apply(layers: Iterable[Layer], h: F64) -> F64:
+    """The layers on flat values, one after the other; Flatten changes none."""
+    for layer in layers:
+        if isinstance(layer, Affine):
+            h = h @ layer.weight.T if layer.bias is None else h @ layer.weight.T + layer.bias
+        elif isinstance(layer, ReLU):
+            h = np.maximum(h, 0.0)
+        elif isinstance(layer, Activation):
+            h = layer.forward(h)
+        elif isinstance(layer, Residual):
+            h = _apply(layer.shortcut, h) + _apply(layer.body, h)
+    return h
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,12 +412,14 @@ class Network:
 
     Parameters
     ----------
-    layers : Affine, ReLU, Flatten, Normalise, in order of application.
+    layers : Affine, ReLU, Activation, Residual, Flatten, Normalise, in order of application. An Activation that is
+        the ReLU becomes one.
     input_shape : shape of one input, needed only when normalisation is per channel.
 
     Raises
     ------
     InputError : no affine layer, widths that do not chain, a shape that does not fit.
+    UnsupportedLayerError : another layer, or a Flatten or Normalise inside a Residual.
 
     >>> net = Network.from_weights([[[1.0, -1.0]], [[2.0]]])
     >>> net.forward([[3.0, 1.0]])
@@ -272,7 +430,7 @@ class Network:
     input_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "layers", _plain(self.layers))
         if self.input_shape is not None:
             given = cast("tuple[object, ...]", tuple(self.input_shape))
             if not all(isinstance(s, int) and s > 0 for s in given):
@@ -280,26 +438,10 @@ class Network:
                     "input_shape", got=repr(self.input_shape), needed="a tuple of integers >= 1", fix="see x.shape[1:]"
                 )
             object.__setattr__(self, "input_shape", tuple(self.input_shape))
-        width: int | None = None
-        seen_affine = False
-        for i, layer in enumerate(self.layers):
-            if isinstance(layer, Affine):
-                if width is not None and layer.weight.shape[1] != width:
-                    raise InputError(
-                        f"layers[{i}]",
-                        got=f"a weight with {layer.weight.shape[1]} inputs after {width} outputs",
-                        needed=f"{width} inputs",
-                        fix="pass weights first layer first, each of shape (outputs, inputs)",
-                    )
-                width, seen_affine = layer.weight.shape[0], True
-            elif not isinstance(layer, (ReLU, Flatten, Normalise)):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise UnsupportedLayerError(
-                    f"layers[{i}]",
-                    got=f"a {type(layer).__name__}",
-                    needed="Affine, ReLU, Flatten or Normalise",
-                    fix="rewrite the network with these layers",
-                )
-        if not seen_affine:
+        # what comes before the first Affine keeps the width, so its inputs are the network's
+        first = next((affine for _, affine in affine_layers(self.layers)), None)
+        _width_after(self.layers, 0 if first is None else first.weight.shape[1], "layers")
+        if first is None:
             raise InputError("layers", got="no Affine layer", needed="at least one", fix="add the network's weights")
         if self.input_shape is not None and math.prod(self.input_shape) != self.n_inputs:
             raise InputError(
@@ -308,7 +450,8 @@ class Network:
                 needed=f"a shape of {self.n_inputs} numbers",
                 fix="leave out the batch axis",
             )
-        _ = self.chain  # folds the normalisation now, so that a bad one is refused here
+        # a bad normalisation is refused here
+        _ = self.chain if self.is_relu_chain else self.statistics
 
     @classmethod
     def from_weights(cls, weights: Sequence[object], biases: Sequence[object | None] | None = None) -> Network:
@@ -338,29 +481,42 @@ class Network:
     @property
     def n_inputs(self) -> int:
         """Number of inputs of one sample."""
-        return next(x.weight.shape[1] for x in self.layers if isinstance(x, Affine))
+        return next(affine.weight.shape[1] for _, affine in affine_layers(self.layers))
 
     @property
     def n_outputs(self) -> int:
         """Number of outputs of one sample."""
-        return next(x.weight.shape[0] for x in reversed(self.layers) if isinstance(x, Affine))
+        return _width_after(self.layers, self.n_inputs, "layers")
+
+    @property
+    def is_relu_chain(self) -> bool:
+        """Affine maps, ReLU, flattening and normalisation only: :attr:`chain` exists.
+
+        >>> [Network((Affine([[1.0]]), x)).is_relu_chain for x in (ReLU(), Activation("tanh"))]
+        [True, False]
+        """
+        return all(isinstance(x, (Affine, ReLU, Flatten, Normalise)) for x in self.layers)
 
     @cached_property
     def digest(self) -> str:
         """Digest of layers and weights: what a claim on this network names as its subject."""
-        parts: list[npt.NDArray[Any]] = []
-        for layer in self.layers:
-            # a tag of bytes: no bias, an array of floats, can be mistaken for it
-            parts.append(np.frombuffer(type(layer).__name__.encode(), dtype=np.uint8))
-            if isinstance(layer, Affine):
-                parts += [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
-            elif isinstance(layer, Normalise):
-                parts += [layer.mean, layer.std]
-        return digest(*parts)
+        return digest(*_digest_parts(self.layers))
 
     @cached_property
     def chain(self) -> Chain:
-        """The canonical chain of affine maps with ReLUs between."""
+        """The canonical chain of affine maps with ReLUs between.
+
+        Raises UnsupportedLayerError, naming the layer, if the network has other activations or residual blocks.
+        """
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer, (Activation, Residual)):
+                name = f"Activation {layer.name!r}" if isinstance(layer, Activation) else "Residual"
+                raise UnsupportedLayerError(
+                    "model",
+                    got=f"a network with layers[{i}] ({name})",
+                    needed="a chain of affine layers and ReLU, all that this method knows",
+                    fix="use a method whose documentation names such layers",
+                )
         maps: list[_Folding] = []
         n = self.n_inputs
         start = _Folding(None, np.zeros(n))
@@ -374,7 +530,7 @@ class Network:
                 now, final_relu = now.then_normalise(*layer.per_input(shape, n)), False
             elif isinstance(layer, Flatten):
                 shape = None
-            else:
+            else:  # a ReLU
                 if final_relu:
                     continue  # ReLU after ReLU is the identity
                 maps.append(now)
@@ -392,20 +548,42 @@ class Network:
 
     @cached_property
     def open_ended(self) -> Network:
-        """The same function without a ReLU at the end: an identity layer follows it.
+        """The same function ending in an affine map: an identity layer follows a final ReLU, activation or block.
 
         The head of what comes out selects outputs; a difference of outputs is a row of it, which is false for the
         weights before a final ReLU. Claims about it keep this network's digest as their subject.
         """
-        if not self.chain.final_relu:
+        last = next(x for x in reversed(self.layers) if not isinstance(x, Flatten))
+        if not self.chain.final_relu if self.is_relu_chain else isinstance(last, Affine):
             return self
         opened = Network((*self.layers, Affine(np.eye(self.n_outputs))), self.input_shape)
         opened.__dict__["digest"] = self.digest
         return opened
 
+    @cached_property
+    def statistics(self) -> dict[int, tuple[F64, F64]]:
+        """Mean and std of each Normalise, by the index of the layer, one number per value that it gets."""
+        found: dict[int, tuple[F64, F64]] = {}
+        shape, n = self.input_shape, self.n_inputs
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer, Normalise):
+                found[i] = layer.per_input(shape, n)
+            elif isinstance(layer, Flatten) or any(affine_layers((layer,))):
+                shape = None
+            n = _width_after((layer,), n, "layers")
+        return found
+
     def forward(self, x: object) -> F64:
         """Outputs in float64, shape (samples, outputs); input of any shape (samples, …)."""
         h = self.flat_inputs(x)
+        if not self.is_relu_chain:
+            for i, layer in enumerate(self.layers):
+                if i in self.statistics:
+                    mean, std = self.statistics[i]
+                    h = (h - mean) / std
+                else:
+                    h = _apply((layer,), h)
+            return h
         chain = self.chain
         last = len(chain.weights) - 1
         for i, (w, b) in enumerate(zip(chain.weights, chain.biases, strict=True)):

@@ -1,6 +1,7 @@
 """Put the demo's table and pictures, the example's output and the certificate's script into README.md.
 
-``make readme`` after ``make demo``; the table of benchmarks/rigour.py is taken from results/rigour.txt if it is there.
+``make readme`` after ``make demo``; the tables of benchmarks/rigour.py and benchmarks/lipschitz are taken from
+results/rigour.txt and results/lipschitz if they are there.
 """
 
 import contextlib
@@ -45,6 +46,11 @@ def main() -> None:
     rigour = ROOT / "results" / "rigour.txt"
     if rigour.exists():
         text = between(text, "rigour-table", f"```text\n{rigour.read_text(encoding='utf-8').rstrip()}\n```")
+    lipschitz = ROOT / "results" / "lipschitz"
+    if (lipschitz / "table.txt").exists():
+        table = (lipschitz / "table.txt").read_text(encoding="utf-8").rstrip()
+        text = between(text, "lipschitz-table", f"```text\n{table}\n```")
+        shutil.copyfile(lipschitz / "tightness.png", ROOT / "docs" / "images" / "lipschitz.png")
     readme.write_text(text, encoding="utf-8")
     for name in ("bounds.png", "accuracy.png", "attribution.png"):
         if demo.exists():

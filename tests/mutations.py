@@ -11,6 +11,7 @@ from typing import Final
 
 from mutations_certificates import CERTIFICATES
 from mutations_rigour import RIGOUR
+from mutations_system import SYSTEM
 from mutations_theorems import THEOREMS
 
 
@@ -500,7 +501,8 @@ _PATTERNS = "certbound/lipschitz/patterns.py"
 _ALIGNMENT = "certbound/lipschitz/alignment.py"
 _RECURSION = "certbound/lipschitz/recursion.py"
 _REPAIR = "certbound/lipschitz/repair.py"
-_SDP = "certbound/lipschitz/sdp.py"
+_SDP = "certbound/lipschitz/sdp_chain.py"
+_MARGIN_CONSTANTS = "certbound/lipschitz/margin_constants.py"
 _T32 = "certbound/theorems/theorem32.py"
 _ROBUSTNESS = "certbound/robustness.py"
 _COMPARISON = "certbound/comparison.py"
@@ -563,22 +565,22 @@ MUTATIONS.extend([
              _in("lipschitz", "test_sandwich")),
     Mutation("sum of d forgotten in the recursion", _RECURSION, "extra=float(d.sum())", "extra=1.0",
              _in("lipschitz", "test_sandwich")),
-    Mutation("repair without feasibility", _REPAIR, "np.linalg.cholesky(Y - shift * np.eye(len(Y)))",
+    Mutation("repair without feasibility", _REPAIR, "np.linalg.cholesky(Y - 8 * len(Y) * 2.0**-53 * np.eye(len(Y)))",
              "np.linalg.cholesky(Y + (abs(float(np.linalg.eigvalsh(Y)[0])) + 1.0) * np.eye(len(Y)))",
              _in("lipschitz", "test_infeasible_multipliers_give_no_gain")),
-    Mutation("repair with half the head", _REPAIR, "np.diag(2.0 * ti) - half @ half.T",
-             "np.diag(2.0 * ti) - 0.5 * half @ half.T", _in("lipschitz", "test_repair_of_any_hint_is_feasible")),
+    Mutation("repair with half the head", _REPAIR, "np.eye(len(ti)) - half @ half.T",
+             "np.eye(len(ti)) - 0.5 * half @ half.T", _in("lipschitz", "test_repair_of_any_hint_is_feasible")),
     Mutation("repair without the metric", _REPAIR, "half / np.sqrt(d)[:, None]", "half",
              _in("lipschitz", "test_gain_is_the_smallest_feasible_one")),
     Mutation("minimum with the closed form removed", _SDP, "if fallback.proof.value <= proof.value:", "if False:",
              _in("lipschitz", "test_wrong_multipliers_are_repaired", "test_rubbish_multipliers")),
-    Mutation("minimum removed for margins", _SDP, "min(value, product)", "value",
+    Mutation("minimum removed for margins", _MARGIN_CONSTANTS,
+             "min(value, multiply_up(ceiling, functional_bound(row, norm, pair).value))", "value",
              _in("lipschitz", "test_closed_form_inf_can_exceed_the_product_and_is_then_replaced")),
     Mutation("solver value shown", _SDP, "    proof, theta = found\n",
              "    old, theta = found\n    proof = Proof(outputs, value, old.t, old.d, old.s, old.exponents)\n",
              _in("lipschitz", "test_a_solver_value_is_never_the_bound")),
-    Mutation("deadline of margins ignored", _SDP, "else deadline - time.perf_counter()\n                which",
-             "else 10.0\n                which",
+    Mutation("deadline of margins ignored", _MARGIN_CONSTANTS, "else deadline - time.perf_counter()", "else 10.0",
              _in("lipschitz", "test_margin_constants_by_cvxpy")),
     Mutation("LQ factor for inf", _SDP, "if not math.isinf(norm) and weights[0].shape[1]", "if weights[0].shape[1]",
              _in("lipschitz", "test_wide_inputs")),
@@ -613,4 +615,4 @@ MUTATIONS.extend([
              _in("comparison", "test_infinite_and_undefined_numbers_in_links"), count=2),
 ])  # fmt: skip
 
-MUTATIONS.extend(Mutation(*row) for row in (*RIGOUR, *CERTIFICATES, *THEOREMS))
+MUTATIONS.extend(Mutation(*row) for row in (*RIGOUR, *CERTIFICATES, *THEOREMS, *SYSTEM))

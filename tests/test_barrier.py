@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from certbound import lipschitz_product, lipschitz_sampled, lipschitz_sdp
-from certbound.lipschitz import barrier, sdp, sdp_cvxpy
+from certbound import Affine, Network, ReLU, lipschitz_product, lipschitz_sampled, lipschitz_sdp
+from certbound.errors import InputError
+from certbound.lipschitz import barrier, sdp, sdp_chain, sdp_cvxpy
 from certbound.types import Rigor, Status
 
 both_norms = pytest.mark.parametrize("norm", [2.0, math.inf], ids=["2", "inf"])
@@ -28,7 +30,7 @@ def unit(weights):
 def test_derivatives_against_differences(norm):
     """Gradient and Hessian of −log det M by central differences of it and of the gradient."""
     *encoder, head = unit(gaussian(3, 4, 2, 1))
-    lmi = barrier._lmi(encoder, head, math.isinf(norm))
+    lmi = barrier.chain_lmi(encoder, head, math.isinf(norm))
     n = 3 if math.isinf(norm) else 1
     p = np.concatenate([np.full(n, 9.0), np.full(6, 4.0)]) * np.linspace(0.9, 1.1, n + 6)
 
@@ -98,25 +100,31 @@ def test_odd_networks():
 
 
 def test_a_time_limit_gives_what_there_is():
-    W = gaussian(64, 64, 64, 64, 10)
+    W = gaussian(64, 128, 128, 128, 10)
     closed, product = lipschitz_sdp(W, method="closed-form").value, lipschitz_product(W).value
-    for limit in (1e-6, 0.3):
+    for limit in (1e-6, 0.1):
         result = lipschitz_sdp(W, method="barrier", time_limit=limit, tolerance=1e-9)
         assert result.status is Status.TIME_LIMIT and result.value <= closed <= product
         assert result.certificate.verify(W)
 
 
-def test_too_large():
-    W = gaussian(4, 1200, 1200, 2)
+def test_too_large(monkeypatch):
+    monkeypatch.setattr(sdp_chain, "BARRIER_LIMIT", 20)
+    W = gaussian(4, 12, 12, 2)
     result = lipschitz_sdp(W, method="barrier")
     assert result.status is Status.TOO_LARGE and result.value <= lipschitz_product(W).value
+    assert result.certificate.verify(W)
 
 
-def test_auto_chooses_by_size_and_says_why():
+def test_auto_chooses_by_size_and_says_why(monkeypatch):
     small = lipschitz_sdp(gaussian(4, 4, 2))
     assert "barrier" in dict(small.stats)["choice"] and "barrier" in small.bound.method
-    large = lipschitz_sdp(gaussian(4, sdp.AUTO_LIMIT, 2))
-    assert "closed-form" in dict(large.stats)["choice"] and large.status is Status.OK
+    deep = gaussian(*[8] * 20, 2)
+    monkeypatch.setattr(sdp, "AUTO_SECONDS", 1e-6)
+    result = lipschitz_sdp(deep)
+    assert "closed form" in dict(result.stats)["choice"] and result.status is Status.OK
+    monkeypatch.setattr(sdp, "AUTO_SECONDS", 0.01)  # less than the barrier needs, four times it enough for the other
+    assert "first-order" in dict(lipschitz_sdp(deep).stats)["choice"]
 
 
 def test_auto_refines_the_largest_margins():
@@ -162,10 +170,10 @@ def test_solver_answers_are_hints(monkeypatch):
 def test_progress(capsys):
     seen = []
     *encoder, head = unit(gaussian(4, 5, 4, 2))
-    answer = barrier.solve(encoder, head, 2.0, progress=lambda step, gap: seen.append((step, gap)))
+    answer = barrier.solve(encoder, head, 2.0, barrier.Limits(progress=lambda step, gap: seen.append((step, gap))))
     assert len(seen) == answer.steps and seen[-1][1] <= 1e-4
     lipschitz_sdp(gaussian(4, 5, 4, 2), method="barrier", progress=True)
-    assert "LipSDP by the barrier" in capsys.readouterr().err
+    assert "LipSDP by barrier" in capsys.readouterr().err
     lipschitz_sdp(gaussian(4, 5, 4, 2), method="barrier")
     assert capsys.readouterr().err == ""
 
@@ -180,11 +188,82 @@ def test_a_stall_short_of_the_tolerance_is_no_success(monkeypatch):
     W = gaussian(4, 5, 4, 2)
     true = barrier.solve
 
-    def stalled(*args, **options):
-        answer = true(*args, **(options | {"tolerance": 0.1}))
+    def stalled(encoder, head, norm, limits):
+        answer = true(encoder, head, norm, barrier.Limits(tolerance=0.1))
         return barrier.BarrierAnswer(answer.multipliers, answer.value, answer.excess, answer.steps, "stalled")
 
     monkeypatch.setattr(barrier, "solve", stalled)
     result = lipschitz_sdp(W, method="barrier")
     assert result.status is Status.FAILED and result.gap > 1e-4 and result.certificate.verify(W)
     assert lipschitz_sdp(W, method="barrier", tolerance=0.2).status is Status.OK
+
+
+@both_norms
+def test_networks_that_end_in_a_relu_are_verified(norm):
+    """The certificate is about the network itself, whichever bound is the smallest."""
+    for layers in ((Affine([[2.0, 1.0]]), ReLU()), (Affine([[2.0], [1.0]]), ReLU(), Affine([[1.0, 0.0]]), ReLU())):
+        network = Network(layers)
+        for method in ("barrier", "closed-form", "first-order", "path-norms"):
+            result = lipschitz_sdp(network, norm, method=method)
+            assert result.certificate.verify(network) and result.value >= 2.0
+
+
+def test_the_gap_is_a_dual_bound():
+    """What Newton calls the excess is never below the true one, at any tolerance."""
+    *encoder, head = unit(gaussian(8, 12, 12, 12, 3, seed=5))
+    best = barrier.solve(encoder, head, 2.0, barrier.Limits(1e-9)).value
+    for tolerance in (0.5, 0.1, 1e-2, 1e-4):
+        answer = barrier.solve(encoder, head, 2.0, barrier.Limits(tolerance))
+        assert answer.value >= best * (1 - 1e-8)
+        assert math.sqrt(answer.value / best) - 1.0 <= answer.excess <= tolerance
+
+
+def test_the_search_ends_once_the_optimum_is_known_to_be_above():
+    *encoder, head = unit(gaussian(8, 12, 12, 3, seed=6))
+    best = barrier.solve(encoder, head, 2.0).value
+    early = barrier.solve(encoder, head, 2.0, barrier.Limits(above=0.5 * best))
+    assert early.status == "above" and early.steps < barrier.solve(encoder, head, 2.0).steps
+    assert barrier.solve(encoder, head, 2.0, barrier.Limits(above=1.01 * best)).status == "optimal"
+
+
+def test_rank_deficient_trained_like_networks_need_few_steps():
+    """The metric is no variable of a step: with it, such networks took four times the steps along the boundary."""
+    rng = np.random.default_rng(0)
+    low = rng.standard_normal((40, 4)) @ rng.standard_normal((4, 60))
+    W = unit([low, rng.standard_normal((40, 4)) @ rng.standard_normal((4, 40)), rng.standard_normal((1, 40))])
+    answer = barrier.solve(W[:-1], W[-1], math.inf)
+    assert answer.status == "optimal" and answer.steps <= 80
+
+
+@both_norms
+@pytest.mark.parametrize("method", ["auto", "barrier", "first-order"])
+def test_networks_that_no_input_moves_are_proved_constant(norm, method):
+    """Dead neurons in a row, no layer of zeros: the product of norms and the closed form see nothing of it."""
+    W = [np.array([[0.0, 0.0], [1.0, 0.0]]), np.array([[1.0, 0.0], [1.0, 0.0]]), np.ones((1, 2))]
+    result = lipschitz_sdp(W, norm, method=method)
+    assert result.value == 0.0 and result.status is Status.OK and result.certificate.verify(W)
+    W[1][0, 1] = 1e-3  # now the second neuron is heard
+    assert lipschitz_sdp(W, norm, method=method).value >= 1e-3
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"tolerance": "a"}, {"tolerance": None}, {"time_limit": "a"}, {"time_limit": True}, {"outputs": np.array([0, 1])}],
+    ids=str,
+)
+def test_arguments_of_the_wrong_type(bad):
+    with pytest.raises(InputError, match=next(iter(bad))):
+        lipschitz_sdp(gaussian(3, 4, 2), **bad)
+
+
+def test_a_proof_that_loses_the_tolerance_is_no_success(monkeypatch):
+    W = gaussian(4, 5, 4, 2)
+    real = sdp_chain.certify
+
+    def worse(*args):
+        proof, theta = real(*args)
+        return dataclasses.replace(proof, value=1.01 * proof.value), theta
+
+    monkeypatch.setattr(sdp_chain, "certify", worse)
+    result = lipschitz_sdp(W, method="barrier")
+    assert result.status is Status.FAILED and result.gap == pytest.approx(0.01, rel=0.05)

@@ -499,3 +499,13 @@ def test_dataclasses_of_certificates_stay_frozen():
     pair = AttackPair([[0.5]], [[0.5]], [0], 0.25, math.inf, 0.0, "")
     with pytest.raises(dataclasses.FrozenInstanceError):
         pair.value = 1.0
+
+
+def test_depth_is_refused_whatever_the_recursion_limit():
+    text = ('{"a":' * 20_000 + "1" + "}" * 20_000).encode()
+    before = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(1_000_000)
+        assert "nested" in tamper.refused(len(text).to_bytes(8, "little") + text, "depth")
+    finally:
+        sys.setrecursionlimit(before)

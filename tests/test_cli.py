@@ -34,7 +34,7 @@ def make():
 def convolutional():
     return nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
 def smooth():
-    return nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
+    return nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 2))
 def pruned():
     model = make()
     prune.l1_unstructured(model[0], "weight", 0.5)
@@ -303,12 +303,12 @@ def test_attack_saves_its_points(files, capsys):
 
 
 def test_attack_on_pruned_and_on_foreign_modules(files, capsys):
-    """Pruned: torch cannot copy the module. GELU: outside the IR, but it has gradients."""
+    """Pruned: torch cannot copy the module. ELU: outside the IR, but it has gradients."""
     more = ["--data", "data.npz", *BALL, "--steps", "3", "--device", "cpu"]
     code, out, err = run(capsys, "attack", "--model", "net.py:pruned", *more)
     assert code == 0 and "mean loss gap" in out, err
     code, out, err = run(capsys, "attack", "--model", "net.py:smooth", *more)
-    assert code == 0 and "mean loss gap" in out and "GELU" in err
+    assert code == 0 and "mean loss gap" in out and "ELU" in err
 
 
 def test_attack_and_compare_take_the_same_samples(files):
@@ -367,7 +367,7 @@ def test_gate_baseline(files, capsys):
 @pytest.mark.parametrize(
     ("factory", "words"),
     [
-        ("smooth", ["GELU", "chain of"]),
+        ("smooth", ["ELU", "chain of"]),
         ("convolutional", ["Conv2d"]),
         ("ends_in_relu", ["ReLU", "logits"]),
         ("nothing", ["no function 'nothing'", "make"]),

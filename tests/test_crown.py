@@ -251,8 +251,12 @@ def test_auto_lirpa_called_directly_gives_the_same_alpha_crown(norm, delta, monk
     torch.set_default_dtype(torch.float64)
     try:
         for i in range(5):
-            options = {"sparse_features_alpha": False, "sparse_spec_alpha": False, "sparse_intermediate_bounds": False,
-                       "optimize_bound_args": {"iteration": 21, "early_stop_patience": 100}}
+            options = {
+                "sparse_features_alpha": False,
+                "sparse_spec_alpha": False,
+                "sparse_intermediate_bounds": False,
+                "optimize_bound_args": {"iteration": 21, "early_stop_patience": 100},
+            }
             sample = torch.tensor(x[i : i + 1])
             bounded = bounded_module(to_torch(net), sample, options)
             ball = package.PerturbationLpNorm(norm=np.inf if math.isinf(norm) else 2, eps=delta)
@@ -334,9 +338,13 @@ def test_alpha_crown_that_crashes_gives_crown(monkeypatch, error):
 
 def test_an_auto_lirpa_that_shows_no_bounds_on_its_way_gives_crown(monkeypatch):
     # its own result is float32: on the wrong side, perhaps
-    monkeypatch.setattr(margins_module, "bounded_module", lambda module, example, options=None: bounded_module(
-        module, example, None if options is None else {**options, "optimize_bound_args": {"keep_best": False}}
-    ))
+    monkeypatch.setattr(
+        margins_module,
+        "bounded_module",
+        lambda module, example, options=None: bounded_module(
+            module, example, None if options is None else {**options, "optimize_bound_args": {"keep_best": False}}
+        ),
+    )
     report = margins(**{**GOOD, "model": [np.eye(2), np.eye(2)], "method": "alpha-CROWN"})
     assert report.status is Status.FAILED
     assert "no float64 bounds" in report.note
@@ -447,7 +455,7 @@ GOOD = {"model": [np.eye(2)], "x": [[0.6, 0.4]], "y": [0], "delta": 0.1, "norm":
         ({"batch_size": 0}, "batch_size"),
         ({"iterations": 0}, "iterations"),
         ({"iterations": True}, "iterations"),
-        ({"model": nn.Sequential(nn.Linear(2, 2), nn.SiLU())}, "SiLU"),
+        ({"model": nn.Sequential(nn.Linear(2, 2), nn.SiLU())}, "silu"),
         ({"model": 3.0}, "model"),
         ({"model": [np.full((2, 2), 1e308), np.full((2, 2), 1e308)]}, "overflow"),
     ],
@@ -549,9 +557,21 @@ def test_the_first_import_leaves_no_trace():
     """
     done = subprocess.run(
         [sys.executable, "-W", "default", "-c", textwrap.dedent(script)],
-        capture_output=True, text=True, check=False,
-        cwd=Path(__file__).parents[1], env={**os.environ, "HOME": "/proc/nowhere", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "HOME": "/proc/nowhere", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert done.stderr == ""
+
+
+def test_importing_auto_lirpa_leaves_the_recursion_limit():
+    """It asks for a million, with which a hostile certificate would crash the parser instead of being refused."""
+    code = (
+        "import sys; before = sys.getrecursionlimit(); from certbound.crown.compat import load_auto_lirpa; "
+        "load_auto_lirpa(); assert sys.getrecursionlimit() == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from certbound.errors import InputError
 from certbound.lipschitz import sdp, sdp_cvxpy
 from certbound.lipschitz.alignment import lipschitz_alignment
+from certbound.lipschitz.margin_constants import margin_constants
 from certbound.lipschitz.patterns import lipschitz_patterns, pattern_bound, pattern_maximum
 from certbound.lipschitz.product import lipschitz_product, product_bound, product_of_norms
 from certbound.lipschitz.recursion import forward, recursion_2, recursion_inf
 from certbound.lipschitz.repair import Multipliers, feasible_point, gain_of, repaired
-from certbound.lipschitz.sdp import lipschitz_sdp, margin_constants
+from certbound.lipschitz.sdp import lipschitz_sdp
 from certbound.network import Affine, Network, ReLU
 from certbound.testing import zoo
 from certbound.testing.strategies import relu_networks
@@ -171,9 +172,7 @@ def test_margin_constants_by_cvxpy(norm):
 @pytest.mark.parametrize("entry", zoo, ids=lambda e: e.name)
 def test_zoo(entry, norm, method):
     result = METHODS[method](entry.network, norm)
-    exact, pattern = (
-        (entry.lipschitz_2, entry.pattern_2) if norm == 2 else (entry.lipschitz_inf, entry.pattern_inf)
-    )
+    exact, pattern = (entry.lipschitz_2, entry.pattern_2) if norm == 2 else (entry.lipschitz_inf, entry.pattern_inf)
     assert result.status is Status.OK
     assert exact <= pattern <= result.value * UP
     if method == "patterns" or len(entry.network.chain.weights) == 1:
@@ -510,8 +509,9 @@ def test_too_large_for_the_solver(monkeypatch):
     assert result.status is Status.TOO_LARGE and result.value == closed_form(NETS["two hidden"], 2)
     rng = np.random.default_rng(0)
     wide = [rng.standard_normal((400, 5)), rng.standard_normal((400, 400)), rng.standard_normal((1, 400))]
+    monkeypatch.setattr(sdp, "AUTO_SECONDS", 1e-3)
     auto = lipschitz_sdp(wide, 2)
-    assert auto.status is Status.OK and auto.value == closed_form(wide, 2)
+    assert auto.status is Status.OK and auto.value <= closed_form(wide, 2)
 
 
 def test_more_patterns_than_can_be_listed():
@@ -626,8 +626,17 @@ def test_powers_of_two(norm, method, exponent):
 
 @every_method
 @both_norms
-@pytest.mark.parametrize("scales", [(1e-100, 1e100, 1.0), (1e100, 1e100, 1e-150), (1e-200, 1e-200, 1e300),
-                                    (1e160, 1e160, 1e-200), (1e-150, 1e-150, 1e-150), (1e200, 1e200, 1e200)])
+@pytest.mark.parametrize(
+    "scales",
+    [
+        (1e-100, 1e100, 1.0),
+        (1e100, 1e100, 1e-150),
+        (1e-200, 1e-200, 1e300),
+        (1e160, 1e160, 1e-200),
+        (1e-150, 1e-150, 1e-150),
+        (1e200, 1e200, 1e200),
+    ],
+)
 def test_extreme_weights(norm, method, scales):
     """No under- or overflow on the way to the wrong side."""
     W = random_weights(3)
@@ -737,11 +746,27 @@ def test_final_relu_and_biases_do_not_matter():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"norm": 1}, {"norm": "2.5"}, {"norm": None}, {"norm": True}, {"outputs": 2}, {"outputs": -1},
-        {"outputs": True}, {"outputs": (0, 0)}, {"outputs": (0, 5)}, {"outputs": (0, 1, 1)}, {"outputs": "some"},
+        {"norm": 1},
+        {"norm": "2.5"},
+        {"norm": None},
+        {"norm": True},
+        {"outputs": 2},
+        {"outputs": -1},
+        {"outputs": True},
+        {"outputs": (0, 0)},
+        {"outputs": (0, 5)},
+        {"outputs": (0, 1, 1)},
+        {"outputs": "some"},
         {"outputs": 0.5},
-        {"outputs": ()}, {"method": "newton"}, {"tolerance": 0.0}, {"tolerance": 2.0}, {"tolerance": math.nan},
-        {"time_limit": 0.0}, {"time_limit": -1.0}, {"time_limit": math.nan}, {"region": object()},
+        {"outputs": ()},
+        {"method": "newton"},
+        {"tolerance": 0.0},
+        {"tolerance": 2.0},
+        {"tolerance": math.nan},
+        {"time_limit": 0.0},
+        {"time_limit": -1.0},
+        {"time_limit": math.nan},
+        {"region": object()},
     ],
 )
 def test_bad_arguments(wrong):

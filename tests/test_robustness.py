@@ -10,8 +10,8 @@ from budget import network_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
+from certbound.lipschitz.margin_constants import margin_constants
 from certbound.lipschitz.patterns import pattern_maximum
-from certbound.lipschitz.sdp import margin_constants
 from certbound.losses import class_head, class_logits, cross_entropy, loss_of_margins, margins_of
 from certbound.network import Network
 from certbound.robustness import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -10,7 +11,10 @@ import pytest
 
 import certbound
 from certbound.certificate import _HOMES
-from certbound.network import Network, Normalise
+from certbound.lipschitz.branch_and_bound import lipschitz_bracket
+from certbound.lipschitz.layer_product import layer_product
+from certbound.lipschitz.path_norms import path_bound
+from certbound.network import Activation, Ball, Network, Normalise, Residual
 
 SCRIPT = """
 import sys
@@ -19,9 +23,12 @@ for name in ("scipy", "torch", "cvxpy", "safetensors", "matplotlib", "rich", "hy
 import numpy as np
 import certbound
 from certbound import Affine, Network, Normalise, ReLU
+from certbound.network import Activation, Residual
 with np.load(sys.argv[2]) as data:
     weights = [data[k] for k in sorted(data.files)]
 model = weights
+if "storage" in sys.argv[1]:
+    model = Network((Affine(weights[0]), Residual((Activation("silu"),), ()), Affine(weights[1])))
 if "folded" in sys.argv[1]:
     model = Network((Normalise([0.1], [0.3]), Affine(weights[0]), ReLU(), Affine(weights[1])))
 certificate = certbound.load_certificate(sys.argv[1])
@@ -37,6 +44,8 @@ def certificates():
     x, y = np.full((4, 70), 0.5), np.array([0, 1, 2, 0])
     layers = Network.from_weights(weights).layers
     folded = Network((Normalise([0.1], [0.3]), *layers))
+    block = Network((layers[0], Residual((Activation("silu"),), ()), layers[-1]))
+    ball = Ball(np.zeros(70), 0.01, "inf")
     return weights, {
         "norm above": certbound.spectral_norm_upper(weights[0], rigor="rigorous").certificate,
         "norm below": certbound.spectral_norm_lower(weights[0], rigor="rigorous").certificate,
@@ -45,10 +54,16 @@ def certificates():
         "sdp": certbound.lipschitz_sdp(weights, 2, method="closed-form").certificate,
         "sdp inf": certbound.lipschitz_sdp(weights, "inf", method="closed-form").certificate,
         "sdp folded": certbound.lipschitz_sdp(folded, 2, method="closed-form").certificate,
+        "storage": certbound.lipschitz_sdp(block, 2, method="closed-form").certificate,
+        "storage inf ball": certbound.lipschitz_sdp(block, "inf", region=ball, method="closed-form").certificate,
         "cover": certbound.lipschitz_alignment(weights, 2, rigor="rigorous").certificate,
         "cover inf": certbound.lipschitz_alignment(weights, "inf", rigor="rigorous").certificate,
         "cover folded": certbound.lipschitz_alignment(folded, 2, rigor="rigorous").certificate,
         "attack": certbound.attack(weights, x, y, delta=0.1, norm=2, steps=5).certificate,
+        "layer product": layer_product(Network.from_weights(weights), 2.0).certificate,
+        "paths": path_bound(Network.from_weights(weights), 2.0).certificate,
+        "paths inf": path_bound(Network.from_weights(weights), math.inf).certificate,
+        "tree": lipschitz_bracket(weights, 2, outputs=0, max_nodes=3).upper.certificate,
         "witness": certbound.lipschitz_sampled(weights, 2).certificate,
     }
 

@@ -15,7 +15,7 @@ from certbound.attacks.common import BOX
 from certbound.attacks.gap import mean_gap_below
 from certbound.bound import Bound, Claim
 from certbound.certificate import Saveable, Stored, finish, take, take_array
-from certbound.errors import CertificateError, InputError, NumericalError
+from certbound.errors import CertificateError, InputError, NumericalError, UnsupportedLayerError
 from certbound.network import Network, as_network
 from certbound.types import Quantity, Rigor, Sense, norm_name
 
@@ -81,13 +81,14 @@ class AttackPair(Saveable):
     ) -> Self:
         """The pair with the largest value that every machine's :meth:`verify` accepts, but none above ``measured``.
 
-        Where the enclosure leaves the range of float64, ``measured`` itself, as a *numerical* value with the reason.
+        Where the enclosure leaves the range of float64, and for a network that is no ReLU chain, ``measured`` itself,
+        as a *numerical* value with the reason.
         """
         reason = ""
         try:
             gap = mean_gap_below(network, network.flat_inputs(x), network.flat_inputs(x_adv), y, room=_ROOM)
             value = max(0.0, min(gap, measured))  # no perturbation is one too
-        except NumericalError as error:
+        except (NumericalError, UnsupportedLayerError) as error:
             reason = f"rounding is not enclosed: {error}"
             value = min(measured, mean_gap(network, x, x_adv, y))
         return cls(x, x_adv, y, delta, norm, value, network.digest, method, reason)
@@ -229,5 +230,3 @@ def mean_gap(network: object, x: F64, x_adv: F64, y: I64) -> float:
         raise _error(f"labels from {y.min()} to {y.max()} for {before.shape[1]} classes")
     with np.errstate(invalid="ignore"):
         return float(np.mean(losses.cross_entropy(after, y) - losses.cross_entropy(before, y)))
-
-

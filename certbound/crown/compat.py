@@ -105,6 +105,7 @@ def load_auto_lirpa() -> Any:
     """
     torch = import_torch("margins")
     with _LOCK:
+        depth = sys.getrecursionlimit()
         try:
             with _quiet():
                 helper = importlib.import_module("torch.onnx.symbolic_helper")
@@ -116,6 +117,9 @@ def load_auto_lirpa() -> Any:
         except ImportError as error:
             name = (error.name or "auto_LiRPA").partition(".")[0]
             raise MissingDependencyError(name, purpose="margins (auto_LiRPA)", command=INSTALL) from error
+        finally:
+            # it asks for a million: a parser of hostile files would then overflow the stack and not raise
+            sys.setrecursionlimit(depth)
         node = torch._C.Node
         if not hasattr(node, "__getitem__") and hasattr(helper, "_node_get"):
             node.__getitem__ = lambda self, key: helper._node_get(self, key)

@@ -7,7 +7,7 @@ from typing import Any
 
 from certbound.arrays import F64, as_matrix, is_torch
 from certbound.errors import InputError
-from certbound.network import Affine, Network, as_network
+from certbound.network import Network, affine_layers, as_network
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ def named_matrices(model: object, argument: str = "model") -> dict[str, F64]:
 
     Of an ``nn.Module`` all ``nn.Linear`` layers, with their effective weights (pruning masks, weight norm applied).
     The rest of the module need not be one that certbound models: a matrix is a matrix. Layers that are none are
-    named in the log. Of a Network, ``layers[i]``; of a list, ``weights[i]``.
+    named in the log. Of a Network, ``layers[i]`` and ``layers[i].body[j]``; of a list, ``weights[i]``.
 
     Raises
     ------
@@ -25,11 +25,10 @@ def named_matrices(model: object, argument: str = "model") -> dict[str, F64]:
     """
     if is_torch(model, "Module"):
         return _of_module(model, argument)
-    word = "layers" if isinstance(model, Network) else "weights"
-    found = [(i, layer.weight) for i, layer in enumerate(as_network(model).layers) if isinstance(layer, Affine)]
-    if word == "weights":  # no ReLU entries between them
-        found = [(i, w) for i, (_, w) in enumerate(found)]
-    return {f"{word}[{i}]": w for i, w in found}
+    if isinstance(model, Network):
+        return {path: layer.weight for path, layer in affine_layers(model.layers)}
+    weights = (layer.weight for _, layer in affine_layers(as_network(model).layers))
+    return {f"weights[{i}]": weight for i, weight in enumerate(weights)}
 
 
 def _of_module(module: Any, argument: str) -> dict[str, F64]:

@@ -56,6 +56,35 @@ class Normalise(nn.Module):
         return f"shape={tuple(torch.broadcast_shapes(self.mean.shape, self.std.shape))}"
 
 
+class FlatInput(nn.Module):
+    """``x.flatten(1)`` for input of any shape; the importer reads it as nothing where the input is flat already.
+
+    >>> FlatInput()(torch.zeros(2, 3, 4)).shape
+    torch.Size([2, 12])
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The batch, one axis per sample."""
+        return x.flatten(1)
+
+
+class Residual(nn.Module):
+    """``x ↦ body(x) + shortcut(x)``; no shortcut is the identity.
+
+    >>> Residual(nn.ReLU())(torch.tensor([[1.0, -1.0]]))
+    tensor([[ 2., -1.]])
+    """
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        self.body = body
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum; both parts must give the same shape."""
+        return self.body(x) + self.shortcut(x)
+
+
 def _constant(value: object, name: str) -> torch.Tensor:
     try:
         tensor = torch.as_tensor(value, dtype=torch.get_default_dtype()).detach().clone()

@@ -2,7 +2,13 @@
 
 The model is traced with ``torch.fx``, not walked child by child: what a network computes is in its ``forward``, not
 in its list of children, and a residual sum, an ``F.gelu`` or a layer called twice is seen only there. Every traced
-node is either translated or refused by name; nothing is skipped. At the end the module itself is run on random inputs
+node is either translated or refused by name; nothing is skipped.
+
+Where two values are added, both must come from one value before them, and what lies between belongs to this sum
+alone: then it is a residual block. Blocks may lie in a row or inside one another; paths that cross are refused. So is
+an operation in place whose old value is read again (``x + nn.ReLU(inplace=True)(x)``): torch would read the new one.
+
+At the end the module itself is run on random inputs
 and compared with the imported network, for whatever tracing cannot see.
 
 Tracing replaces ``nn.Module.__call__`` while it runs: do not import models from two threads at once.
@@ -12,7 +18,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast
@@ -21,7 +27,16 @@ import numpy as np
 
 from certbound.arrays import F64, as_float64, as_matrix
 from certbound.errors import InputError, MissingDependencyError, UnsupportedLayerError
-from certbound.network import Affine, Flatten, Layer, Network, Normalise, ReLU
+from certbound.network import (
+    Activation,
+    Affine,
+    Flatten,
+    Layer,
+    Network,
+    Normalise,
+    Residual,
+    affine_layers,
+)
 
 try:
     import torch
@@ -31,21 +46,48 @@ try:
     from torch.nn.utils.spectral_norm import SpectralNorm
     from torch.nn.utils.weight_norm import WeightNorm
 
+    from certbound.io.torch_layers import FlatInput
     from certbound.io.torch_layers import Normalise as NormaliseModule
+    from certbound.io.torch_layers import Residual as ResidualModule
 except ImportError as error:  # pragma: no cover - nobody holds a module without torch
     raise MissingDependencyError("torch", purpose="reading an nn.Module", command="pip install torch") from error
 
 _SUPPORTED = (
-    "nn.Linear, nn.ReLU, nn.Flatten, nn.Identity, nn.Dropout in eval mode, Normalise / torchvision Normalize, "
-    "nn.Sequential, and relu, flatten, view or reshape to (batch, n) and F.linear in forward"
+    "nn.Linear, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Flatten, nn.Identity, nn.Dropout in "
+    "eval mode, Normalise / torchvision Normalize, nn.Sequential, residual sums of two such chains that start from one "
+    "value, and in forward these activations as functions, flatten, view or reshape to (batch, n) and F.linear"
 )
 _REWRITE = "rewrite the model with these, or pass the part of it that has only these"
 
 # The identical class only: a subclass may compute anything. The second one is nn.Linear under another name.
 _LINEAR: tuple[type[nn.Module], ...] = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
-_LEAVES = (*_LINEAR, nn.ReLU, nn.Flatten, nn.Identity, nn.Dropout, NormaliseModule)
-_RELU_FUNCTIONS = (functional.relu, torch.relu, functional.relu_, torch.relu_)
-_RELU_METHODS = ("relu", "relu_")
+_ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.Tanh: "tanh",
+    nn.Sigmoid: "sigmoid",
+    nn.GELU: "gelu",
+    nn.SiLU: "silu",
+}
+_LEAVES = (*_LINEAR, *_ACTIVATIONS, nn.Flatten, nn.Identity, nn.Dropout, NormaliseModule, FlatInput)
+# with the names of their arguments after the input, in torch's order
+_FUNCTIONS: dict[Any, tuple[str, tuple[str, ...]]] = {
+    functional.relu: ("relu", ("inplace",)),
+    torch.relu: ("relu", ()),
+    torch.relu_: ("relu", ()),  # functional.relu_ is the same object
+    functional.leaky_relu: ("leaky_relu", ("negative_slope", "inplace")),
+    functional.leaky_relu_: ("leaky_relu", ("negative_slope",)),
+    torch.tanh: ("tanh", ()),
+    torch.tanh_: ("tanh", ()),
+    torch.sigmoid: ("sigmoid", ()),
+    torch.sigmoid_: ("sigmoid", ()),
+    torch.special.expit: ("sigmoid", ()),
+    functional.gelu: ("gelu", ("approximate",)),
+    functional.silu: ("silu", ("inplace",)),
+}
+_METHODS = {name + end: name for name in ("relu", "tanh", "sigmoid") for end in ("", "_")}
+_SUM_FUNCTIONS = (operator.add, operator.iadd, torch.add)
+_SUM_METHODS = ("add", "add_")
 
 _WRAPPED = "model"  # the name of the user's module inside the wrapper that is traced
 
@@ -55,8 +97,8 @@ def from_module(module: nn.Module, *, input_shape: tuple[int, ...] | None = None
 
     Parameters
     ----------
-    module : a model whose ``forward`` takes one batch and is a chain of affine maps, ReLU, flattening and
-        normalisation. Its weights are read exactly as stored; it is not changed.
+    module : a model whose ``forward`` takes one batch and is a chain of affine maps, activations, residual blocks,
+        flattening and normalisation. Its weights are read exactly as stored; it is not changed.
     input_shape : shape of one input, without the batch axis; needed for per-channel normalisation, and for a
         ``forward`` that accepts only its own shape.
 
@@ -98,6 +140,13 @@ class _Wrapper(nn.Module):
         return self.get_submodule(_WRAPPED)(x)
 
 
+class _Proxy(fx.Proxy):
+    """fx reads ``a += b`` as ``a = a + b``; on tensors it overwrites a, which others may read."""
+
+    def __iadd__(self, other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
     """Stops at torch's layers, at subclasses of those we know, and at torchvision's transforms: they are named."""
 
@@ -105,6 +154,9 @@ class _Tracer(fx.Tracer):
         if isinstance(m, _LEAVES) or _is_torchvision_normalize(m):
             return True
         return type(m).__module__.startswith(("torch.nn.", "torch.ao.")) and not isinstance(m, nn.Sequential)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
 
 def _trace(wrapper: _Wrapper) -> fx.Graph:
@@ -125,50 +177,195 @@ def _trace(wrapper: _Wrapper) -> fx.Graph:
         ) from error
 
 
+@dataclass(frozen=True)
+class _Value:
+    """What one node computes: ``layers`` applied to the value of ``above``, the nearest one that every path crosses."""
+
+    above: fx.Node | None
+    layers: list[Layer]
+    shape: tuple[int, ...] | None  # without batch axis; None: flat
+    width: int | None  # numbers per sample; None: not known yet
+    declared: bool  # the width is the caller's input_shape
+    memory: fx.Node  # the first value that was stored where this one is
+
+
 @dataclass
 class _Importer:
-    """Walks a traced graph that must be a chain: each node takes the value of the one before."""
+    """Walks a traced graph that must be series-parallel: each node takes one value, or adds two of one origin.
+
+    ``layers``, ``shape``, ``width`` and ``declared`` are those of the node being translated, as in ``_Value``.
+    """
 
     root: _Wrapper
-    shape: tuple[int, ...] | None  # of the value so far, without batch axis; None: flat
+    shape: tuple[int, ...] | None
     layers: list[Layer] = field(default_factory=list)
-    width: int | None = None  # numbers per sample of the value so far; None: not known yet
+    width: int | None = None
     dtype: torch.dtype | None = None  # of the first weight: what the round trip runs in
     device: torch.device | None = None
-    declared: bool = False  # the width so far is the caller's input_shape
+    declared: bool = False
     image: bool = False  # torchvision's Normalize wants at least three axes
+    values: dict[fx.Node, _Value] = field(default_factory=dict)  # in order of execution
+    used: set[fx.Node] = field(default_factory=set)  # values that are part of the network
+    overwritten: dict[fx.Node, fx.Node] = field(default_factory=dict)  # values, and what was written over them
 
     def run(self, graph: fx.Graph) -> None:
         """Translate every node, or raise."""
         if self.shape is not None:
             self.width, self.declared = math.prod(self.shape), True
         self._look_ahead(graph)
-        value: fx.Node | None = None  # the node whose value is the chain's so far
-        seen: set[fx.Node] = set()  # all values of the chain: their batch axis is the same
         sizes: dict[fx.Node, int | None] = {}  # nodes that hold a size: the axis, or None for the whole shape
         for node in graph.nodes:
             if node.op == "placeholder":
-                value = node
+                self._store(node, None, node)
             elif node.op == "get_attr":
                 continue  # a weight: whoever uses it is translated or refused
-            elif node.op != "output" and self._is_size(node, seen, sizes):
-                continue
-            else:
-                inputs = [n for n in node.all_input_nodes if n.op != "get_attr" and n not in sizes]
-                if node.op == "output":
-                    if node.args[0] is not value:
-                        self._refuse(node, "an output that is not the last value alone (several outputs, a value that "
-                                     "is computed and dropped, or a constant)")
-                    return
-                if len(inputs) > 1:
-                    self._refuse(node, f"{self._name(node)}, which joins {len(inputs)} values (a residual connection, "
-                                 "a concatenation)")
-                if inputs != [value]:
-                    self._refuse(node, f"{self._name(node)}, which does not take the value just before it: some value "
-                                 "is used twice (a branch), or not at all (a computed weight)")
-                self._translate(node, sizes)
-                value = node
-            seen.add(node)
+            elif node.op == "output":
+                self._finish(node)
+            elif not self._is_size(node, sizes):
+                self._value(node, sizes)
+
+    def _finish(self, node: fx.Node) -> None:
+        start, result = next(iter(self.values)), node.args[0]
+        if not isinstance(result, fx.Node) or result is not next(reversed(self.values)):
+            self._refuse(
+                node,
+                "an output that is not the last value alone (several outputs, a value that "
+                "is computed and dropped, or a constant)",
+            )
+        self.layers = self._path(start, result, None)
+        for value in self.values:
+            if value is not start and value not in self.used:
+                self._refuse(
+                    node,
+                    f"{self._name(value)}, whose value does not reach the output: some value is used "
+                    "twice (a branch that is never joined), or not at all",
+                )
+
+    def _value(self, node: fx.Node, sizes: dict[fx.Node, int | None]) -> None:
+        if node.target in _SUM_FUNCTIONS or (node.op == "call_method" and node.target in _SUM_METHODS):
+            self._sum(node)
+            return
+        inputs = [n for n in node.all_input_nodes if n.op != "get_attr" and n not in sizes]
+        if len(inputs) > 1:
+            self._refuse(
+                node,
+                f"{self._name(node)}, which joins {len(inputs)} values other than by adding them (a "
+                "concatenation, a product)",
+            )
+        if not inputs:
+            self._refuse(
+                node,
+                f"{self._name(node)}, which takes no value computed from the input (a computed weight, a constant)",
+            )
+        source = self.values[inputs[0]]
+        self._read(node, inputs[0])
+        self.layers, self.shape, self.width, self.declared = [], source.shape, source.width, source.declared
+        self._translate(node, sizes)
+        # flatten, view, Identity and the like may return the very numbers they got
+        moved = any(not isinstance(layer, Flatten) for layer in self.layers)
+        inplace = moved and self._inplace(node)
+        self._store(node, inputs[0], node if moved and not inplace else source.memory, overwrites=inplace)
+
+    def _store(self, node: fx.Node, above: fx.Node | None, memory: fx.Node, *, overwrites: bool = False) -> None:
+        if overwrites:
+            self.overwritten |= {n: node for n, value in self.values.items() if value.memory is memory}
+        self.values[node] = _Value(above, self.layers, self.shape, self.width, self.declared, memory)
+
+    def _read(self, node: fx.Node, value: fx.Node) -> None:
+        """Refuse a value that is no more what it was when it was computed."""
+        if value in self.overwritten:
+            self._refuse(
+                self.overwritten[value],
+                f"{self._name(self.overwritten[value])}, which works in place on a value that is read again "
+                f"afterwards, by {self._name(node)}",
+                fix="pass inplace=False, or use the operation without the trailing underscore",
+            )
+
+    # -- residual blocks --------------------------------------------------------------------------------------------
+
+    def _sum(self, node: fx.Node) -> None:
+        name = self._name(node)
+        left, right = _argument(node, 0, "input", None), _argument(node, 1, "other", None)
+        alpha: Any = node.kwargs.get("alpha", 1)
+        if not all(isinstance(x, fx.Node) and x in self.values for x in (left, right)):
+            self._refuse(node, f"{name}, which adds something other than two values computed from the input")
+        if alpha != 1 or len(node.args) > 2 or node.kwargs.keys() - {"input", "other", "alpha"}:
+            self._refuse(node, f"{name} with other arguments than the two values (alpha, out)")
+        a, b = self.values[left], self.values[right]
+        self._read(node, left)
+        self._read(node, right)
+        shape = _common_shape(a, b)
+        if a.width != b.width or shape == ():
+            self._refuse(
+                node,
+                f"{name}, which broadcasts: it adds {a.shape or (a.width,)} and {b.shape or (b.width,)} numbers",
+                fix="give both the same shape, the shortcut by an nn.Linear of its own",
+            )
+        above = self._fork(left, right)
+        body, shortcut = self._path(above, left, node), self._path(above, right, node)
+        if not body and not shortcut:
+            self._refuse(node, f"{name}, which adds a value to itself", fix="scale the weights of the layer before it")
+        # Which of the two is called the shortcut changes no number: where it is not clear, the second.
+        clear = not body or (_is_affine(body) and not _is_affine(shortcut) and not self._in_own_block(node))
+        if clear:
+            body, shortcut = shortcut, body
+        inplace = self._inplace(node)
+        self.layers, self.shape, self.width = [Residual(tuple(body), tuple(shortcut))], shape, a.width
+        self.declared = a.declared and b.declared
+        self._store(node, above, a.memory if inplace else node, overwrites=inplace)
+
+    def _fork(self, left: fx.Node, right: fx.Node) -> fx.Node:
+        """The last value that every path to either of the two crosses."""
+        crossed: set[fx.Node] = set()
+        node: fx.Node | None = left
+        while node is not None:
+            crossed.add(node)
+            node = self.values[node].above
+        while right not in crossed:
+            right = cast("fx.Node", self.values[right].above)  # the input itself is crossed by both
+        return right
+
+    def _path(self, top: fx.Node, node: fx.Node, block: fx.Node | None) -> list[Layer]:
+        """Layers from the value ``top`` to ``node``, as a branch of the sum ``block`` if given; no value twice."""
+        found: list[list[Layer]] = []
+        while node is not top:
+            if node in self.used:
+                where = "" if block is None else f", seen at {self._name(block)}"
+                self._refuse(
+                    node,
+                    f"{self._name(node)}, whose value is used twice (a branch) and not within one "
+                    f"residual block alone{where}: blocks may lie in a row or inside one another, not overlap",
+                )
+            self.used.add(node)
+            value = self.values[node]
+            above = cast("fx.Node", value.above)  # only the input has none, and top is never below it
+            found.append(value.layers if block is None else self._inside(node, self.values[above].shape))
+            node = above
+        return [layer for layers in reversed(found) for layer in layers]
+
+    def _inside(self, node: fx.Node, before: tuple[int, ...] | None) -> list[Layer]:
+        """The node's layers as part of a residual block: flattening what is flat is nothing."""
+        kept: list[Layer] = []
+        for layer in self.values[node].layers:
+            if isinstance(layer, Normalise):
+                self._refuse(
+                    node,
+                    f"{self._name(node)}, a normalisation inside a residual block",
+                    fix="normalise before the block, or write it as an nn.Linear",
+                )
+            if not isinstance(layer, Flatten):
+                kept.append(layer)
+            elif before is not None and len(before) > 1:
+                self._refuse(
+                    node,
+                    f"{self._name(node)}, which flattens an input of shape {before} inside a residual block",
+                    fix="flatten before the block",
+                )
+        return kept
+
+    def _in_own_block(self, node: fx.Node) -> bool:
+        stack = list(_stack(node))
+        return bool(stack) and type(self.root.get_submodule(stack[-1][0])) is ResidualModule
 
     # -- single nodes -----------------------------------------------------------------------------------------------
 
@@ -177,8 +374,10 @@ class _Importer:
             if len(node.args) != 1 or node.kwargs:
                 self._refuse(node, f"{self._name(node)}, called with several or named arguments")
             self._module(node, self.root.get_submodule(str(node.target)))
-        elif node.target in _RELU_FUNCTIONS or (node.op == "call_method" and node.target in _RELU_METHODS):
-            self.layers.append(ReLU())
+        elif node.op == "call_function" and node.target in _FUNCTIONS:
+            self._activation_function(node, *_FUNCTIONS[node.target])
+        elif node.op == "call_method" and node.target in _METHODS:
+            self._activation_function(node, _METHODS[str(node.target)], ())
         elif node.target is functional.linear:
             self._functional_linear(node)
         elif node.target is functional.dropout:
@@ -203,8 +402,9 @@ class _Importer:
         if cls in _LINEAR:
             weight, bias = _effective(m, "weight", path), _effective(m, "bias", path)
             self._affine(node, weight, bias, path)
-        elif cls is nn.ReLU:
-            self.layers.append(ReLU())
+        elif cls in _ACTIVATIONS:
+            given = {key: getattr(m, key) for key in ("negative_slope", "approximate") if hasattr(m, key)}
+            self._activation(node, _ACTIVATIONS[cls], given)
         elif cls is nn.Flatten:
             if (m.start_dim, m.end_dim) != (1, -1):
                 self._refuse(node, f"{name} of the axes {m.start_dim} to {m.end_dim}", fix="use nn.Flatten()")
@@ -219,8 +419,43 @@ class _Importer:
             mean, std = (torch.as_tensor(v, dtype=self.dtype) for v in (m.mean, m.std))
             self.image = True
             self._normalise(node, mean, std, path, axis=-3)
+        elif cls is FlatInput:
+            if self.shape is not None:
+                self._flatten()
         elif cls is not nn.Identity:
             self._refuse(node, name)
+
+    def _activation_function(self, node: fx.Node, name: str, parameters: tuple[str, ...]) -> None:
+        given = dict(zip(parameters, node.args[1:], strict=False)) | dict(node.kwargs)
+        if len(node.args) > 1 + len(parameters) or given.keys() - {"input", *parameters}:
+            self._refuse(node, f"{self._name(node)} with an argument that is not known")
+        self._activation(node, name, given)
+
+    def _activation(self, node: fx.Node, name: str, given: Mapping[str, Any]) -> None:
+        """``given``: ``negative_slope`` and ``approximate``, where they are not torch's defaults."""
+        slope: Any = given.get("negative_slope", 0.01)
+        approximate: Any = given.get("approximate", "none")
+        number = isinstance(slope, (int, float)) and not isinstance(slope, bool) and math.isfinite(slope)
+        if approximate not in ("none", "tanh") or not number:
+            wrong = f"approximate={approximate!r}" if number else f"negative_slope={slope!r}"
+            self._refuse(node, f"{self._name(node)} with {wrong}")
+        if name == "gelu" and approximate == "tanh":
+            name = "gelu_tanh"
+        parameter = float(slope) if name == "leaky_relu" else 0.0
+        if self.dtype is not torch.float64:
+            # torch multiplies by the slope as a float32, in half precision too
+            parameter = float(np.float32(parameter))
+        self.layers.append(Activation(cast("Any", name), parameter))
+
+    def _inplace(self, node: fx.Node) -> bool:
+        """The node's operation writes its result over its first argument."""
+        if node.op == "call_module":
+            return bool(getattr(self.root.get_submodule(str(node.target)), "inplace", False))
+        _, parameters = _FUNCTIONS.get(node.target, ("", ()))
+        if "inplace" in parameters:
+            return bool(_argument(node, 1 + parameters.index("inplace"), "inplace", False))
+        name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+        return node.target is operator.iadd or name.endswith("_")
 
     def _functional_linear(self, node: fx.Node) -> None:
         tensors: list[Any] = []
@@ -329,14 +564,14 @@ class _Importer:
                     self.width = int(weight.shape[1])
                 return
 
-    def _is_size(self, node: fx.Node, seen: set[fx.Node], sizes: dict[fx.Node, int | None]) -> bool:
-        """Note ``x.size()``, ``x.shape``, ``x.size(0)``, ``x.shape[0]`` of a value of the chain."""
+    def _is_size(self, node: fx.Node, sizes: dict[fx.Node, int | None]) -> bool:
+        """Note ``x.size()``, ``x.shape``, ``x.size(0)``, ``x.shape[0]`` of a value: all have the same batch axis."""
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node):
             return False
-        if source in seen and node.op == "call_method" and node.target == "size":
+        if source in self.values and node.op == "call_method" and node.target == "size":
             sizes[node] = _argument(node, 1, "dim", None)
-        elif source in seen and node.target is getattr and node.args[1] == "shape":
+        elif source in self.values and node.target is getattr and node.args[1] == "shape":
             sizes[node] = None
         elif source in sizes and sizes[source] is None and node.target is operator.getitem:
             axis: Any = node.args[1]
@@ -360,6 +595,24 @@ class _Importer:
 
     def _refuse(self, node: fx.Node, got: str, *, fix: str = _REWRITE) -> NoReturn:
         raise UnsupportedLayerError("model", got=got, needed=f"a chain of {_SUPPORTED}", fix=fix)
+
+
+def _common_shape(a: _Value, b: _Value) -> tuple[int, ...] | None:
+    """Shape of the sum of two values of one width; () if torch would broadcast."""
+    if a.shape == b.shape:
+        return a.shape
+    shapes = [value.shape for value in (a, b) if value.shape is not None]
+    if len(shapes) == 2:
+        return ()
+    # the other comes from nn.Linear, which keeps the number of axes
+    return shapes[0] if math.prod(shapes[0][:-1]) == 1 else ()
+
+
+def _is_affine(layers: Sequence[Layer]) -> bool:
+    return all(
+        isinstance(x, Affine) or (isinstance(x, Residual) and _is_affine(x.body) and _is_affine(x.shortcut))
+        for x in layers
+    )
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
@@ -509,7 +762,9 @@ def _check_round_trip(module: nn.Module, network: Network, importer: _Importer) 
 
     The allowance is a running error analysis: each layer adds ``4 eps √(n+1) (|W||h| + |b|)`` and passes on
     ``|W| err``. The √ is the statistical growth of rounding errors (Higham & Mary 2019) with a factor of 8 to spare;
-    the worst case, n, would allow anything in half precision.
+    the worst case, n, would allow anything in half precision. An activation passes on its largest slope times the error
+    and adds ``8 eps`` of its value, or of its input where its formula cancels; the errors of the two sides of a
+    residual sum add up.
     """
     dtype = importer.dtype or torch.get_default_dtype()
     device = importer.device or torch.device("cpu")
@@ -575,23 +830,49 @@ def _allowance(network: Network, x: F64, dtype: torch.dtype, device: torch.devic
     error = np.zeros_like(h)
     largest = np.max(np.abs(h), axis=1)
     for layer in network.layers:
-        if isinstance(layer, Affine):
-            weight = np.abs(layer.weight)
-            bias = np.zeros(len(weight)) if layer.bias is None else layer.bias
-            size = np.abs(h) @ weight.T + np.abs(bias)
-            width = weight.shape[1]
-            # + smallest normal: products below it may be flushed to zero
-            error = error @ weight.T + 4 * eps * math.sqrt(width + 1) * size + width * info.smallest_normal
-            h, n, shape = h @ layer.weight.T + bias, len(weight), None
-        elif isinstance(layer, Normalise):
+        if isinstance(layer, Flatten):
+            shape = None
+            continue
+        if isinstance(layer, Normalise):
             mean, std = layer.per_input(shape, n)
             size = (np.abs(h) + np.abs(mean)) / std
             error = error / std + 4 * eps * size + info.smallest_normal * (1 + 1 / std)
             h = (h - mean) / std
-        elif isinstance(layer, ReLU):
-            h, size = np.maximum(h, 0.0), np.abs(h)
         else:
-            shape = None
-            continue
+            h, error, size = _step(layer, h, error, eps, info.smallest_normal)
+            n = h.shape[1]
+            if any(affine_layers((layer,))):
+                shape = None
         largest = np.fmax(largest, np.max(np.where(np.isnan(size), math.inf, size), axis=1))
     return error, largest
+
+
+def _step(layer: Layer, h: F64, error: F64, eps: float, tiny: float) -> tuple[F64, F64, F64]:
+    """Value and error after the layer, and sizes of the numbers on the way. ``tiny``: less may be flushed to zero."""
+    if isinstance(layer, Affine):
+        weight = np.abs(layer.weight)
+        bias = np.zeros(len(weight)) if layer.bias is None else layer.bias
+        size = np.abs(h) @ weight.T + np.abs(bias)
+        width = weight.shape[1]
+        error = error @ weight.T + 4 * eps * math.sqrt(width + 1) * size + width * tiny
+        return h @ layer.weight.T + bias, error, size
+    if isinstance(layer, Activation):
+        slope = max(float(np.max(np.abs(end))) for end in layer.slopes())
+        value, size = layer.forward(h), np.abs(h)
+        # 1 + erf(x) and 1 + tanh(x) cancel for x < 0: the error is relative to the input
+        scale = size if layer.name in ("gelu", "gelu_tanh") else np.abs(value)
+        error = slope * error + 8 * eps * scale + (1 + size) * tiny
+        return value, error, np.maximum(size, np.abs(value))
+    if isinstance(layer, Residual):
+        branches: list[tuple[F64, F64]] = []
+        sizes = [np.abs(h)]
+        for part in (layer.shortcut, layer.body):
+            value, spread = h, error
+            for inner in part:
+                value, spread, size = _step(inner, value, spread, eps, tiny)
+                sizes.append(size)
+            branches.append((value, spread))
+        total, spread = (one + other for one, other in zip(*branches, strict=True))
+        sizes.append(np.abs(total))
+        return total, spread + 4 * eps * (np.abs(total) + spread) + tiny, np.concatenate(sizes, axis=1)
+    return np.maximum(h, 0.0), error, np.abs(h)

@@ -137,18 +137,14 @@ def row_error(network: Network, outputs: Outputs) -> F64 | None:
     return rounding if folded is None else (rounding + folded[outputs[0]] + folded[outputs[1]]) * (1 + 4 * U)
 
 
-def product_bound(
-    network: Network, norm: float, outputs: Outputs = "all", rigor: Rigor = Rigor.NUMERICAL
-) -> Bound:
+def product_bound(network: Network, norm: float, outputs: Outputs = "all", rigor: Rigor = Rigor.NUMERICAL) -> Bound:
     """Product of norms of the whole network, of one output, or of one margin ``f_j − f_y``."""
     if outputs == "all":
         chain = network.chain
         return product_of_norms(chain.weights, norm, network.digest, rigor, chain.errors)
     network = network.open_ended
     chain = network.chain
-    functional = functional_bound(
-        output_row(network, outputs), norm, outputs, rigor, row_error(network, outputs)
-    )
+    functional = functional_bound(output_row(network, outputs), norm, outputs, rigor, row_error(network, outputs))
     if not chain.encoder:
         return compose(functional, subject=network.digest)
     layers = (layer_bound(w, norm, "", rigor, e) for w, e in zip(chain.encoder, chain.errors, strict=False))
@@ -277,7 +273,8 @@ def read_norms(stored: Stored, name: str) -> tuple[float, ...]:
 def lipschitz_product(network: object, norm: object = 2, *, rigor: Rigor | str | None = None) -> Result:
     """Upper bound of the Lipschitz constant from ``‖·‖_p`` to ``‖·‖_p``: the product of layer norms.
 
-    ``network``: nn.Module, Network, or list of weight matrices (bias-free ReLU net). Biases do not matter.
+    ``network``: nn.Module, Network, or list of weight matrices (bias-free ReLU net). Biases do not matter. A residual
+    sum adds its two branches' constants; an activation counts with its largest slope.
     ``rigor``: ``rigorous`` (every rounding enclosed, that of folded normalisation too; with a certificate),
     ``numerical`` (LAPACK's norms), or None: rigorous unless the processor is set to flush subnormal numbers.
     Raises InputError / UnsupportedLayerError for what is no such network.
@@ -290,7 +287,13 @@ def lipschitz_product(network: object, norm: object = 2, *, rigor: Rigor | str |
     start = time.perf_counter()
     net, p = as_network(network), parse_norm(norm)
     word = best_rigor() if rigor is None else check_rigor(rigor)
-    bound = certified_product(net, p) if word is Rigor.RIGOROUS else product_bound(net, p)
+    if not net.is_relu_chain:
+        # residual sums and other activations: a module above this one, which it uses
+        from certbound.lipschitz.layer_product import layer_product
+
+        bound = layer_product(net, p)
+    else:
+        bound = certified_product(net, p) if word is Rigor.RIGOROUS else product_bound(net, p)
     return Result(bound, Status.OK, bound.certificate, seconds=time.perf_counter() - start)
 
 

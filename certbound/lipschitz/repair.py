@@ -32,7 +32,7 @@ def gain_of(encoder: Sequence[F64], head: F64, t: Sequence[F64], d: F64) -> floa
     """The smallest s for which (s·d, T) is feasible; None if some Y_i is not positive definite.
 
     ``encoder`` must not be empty. Y_i counts as positive definite if Cholesky succeeds after a shift of
-    ``8 n u · max diag`` (numerical, not a proof).
+    ``8 n u``, in units in which the diagonal of 2T is 1 (numerical, not a proof).
 
     >>> w, h = np.array([[3.0]]), np.array([[2.0]])
     >>> round(gain_of([w], h, [np.array([4.0])], np.ones(1)), 9)  # t = ‖h‖² gives the square of 6
@@ -40,15 +40,20 @@ def gain_of(encoder: Sequence[F64], head: F64, t: Sequence[F64], d: F64) -> floa
     """
     half: F64 = head.T
     for w, ti in zip(reversed(encoder), reversed(t), strict=True):
-        Y = np.diag(2.0 * ti) - half @ half.T
-        shift = 8 * len(Y) * 2.0**-53 * float(np.max(2.0 * ti))
+        # in units in which the diagonal of 2T is 1: multipliers may differ by many orders
+        root = np.sqrt(2.0 * ti)
+        if not np.all(root > 0.0):
+            return None
+        with np.errstate(over="ignore"):  # refused below
+            half = half / root[:, None]
+            Y = np.eye(len(ti)) - half @ half.T
         try:
-            factor = np.linalg.cholesky(Y - shift * np.eye(len(Y)))
+            factor = np.linalg.cholesky(Y - 8 * len(Y) * 2.0**-53 * np.eye(len(Y)))
         except np.linalg.LinAlgError:
             return None
         if not np.all(np.isfinite(factor)):  # LAPACK completes on NaN
             return None
-        half = forward_solve(factor, ti[:, None] * w).T
+        half = forward_solve(factor, (0.5 * root)[:, None] * w).T
     return float(np.linalg.norm(half / np.sqrt(d)[:, None], 2)) ** 2
 
 

@@ -1,281 +1,221 @@
 """``lipschitz_sdp``: certified Lipschitz constants from feasible points of the LipSDP-neuron relaxation.
 
-``closed-form``: the always-valid recursion (milliseconds, any size). ``cvxpy``: the optimum of a small LMI, its
-multipliers proved before they count. Every answer is the smallest of what the method found, the closed form and
-the product of norms (a solver's optimum can be above the product), is rigorous, and carries a certificate.
+A plain ReLU chain over all inputs goes to :mod:`certbound.lipschitz.sdp_chain`; residual and smooth networks, and every
+network on a ball, to :mod:`certbound.lipschitz.sdp_system`. Every answer is rigorous, carries a certificate, and is the
+smallest of what the method found, the closed form, the norms along paths and the product of norms.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import reduce
-from typing import Any, Literal, get_args
+from itertools import pairwise
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-from certbound.arrays import F64
-from certbound.bound import Bound, Claim, Result, multiply_up
-from certbound.errors import InputError, MissingDependencyError, NumericalError
-from certbound.lipschitz import barrier, sdp_cvxpy
-from certbound.lipschitz.pattern_pair import triangular_factor
-from certbound.lipschitz.product import (
-    Outputs,
-    certified_product,
-    functional_bound,
-    output_row,
-    product_bound,
-    product_of_norms,
-)
-from certbound.lipschitz.recursion import forward, head_norm_2, recursion_2, recursion_inf
-from certbound.lipschitz.repair import gain_of
-from certbound.lipschitz.sdp_certificate import SOURCE, Problem, Proof, SdpCertificate, certify
-from certbound.losses import class_head
-from certbound.network import Network, as_network
+from certbound.bound import Bound, Claim, Result
+from certbound.errors import InputError, NumericalError
+from certbound.lipschitz import sdp_chain, sdp_cvxpy
+from certbound.lipschitz.layer_product import layer_product
+from certbound.lipschitz.path_norms import path_bound
+from certbound.lipschitz.product import Outputs
+from certbound.lipschitz.sdp_system import SystemRequest, numerical_value, system_bound
+from certbound.lipschitz.system import activation_widths
+from certbound.network import Ball, Network, Residual, as_network
 from certbound.progress import steps_bar
 from certbound.rounding import check_arithmetic
 from certbound.types import Quantity, Rigor, Sense, Status, parse_norm
 
-Method = Literal["auto", "barrier", "closed-form", "cvxpy"]
-Solver = Literal["barrier", "cvxpy"]
+Method = Literal["auto", "barrier", "first-order", "closed-form", "path-norms", "cvxpy"]
 
-BARRIER_LIMIT = 2200
-"""Rows of M that the barrier takes: a step costs about 8 N³ operations, and a solve 50 to 130 steps."""
-AUTO_LIMIT = 600
-"""Rows of M up to which ``auto`` solves: some ten seconds."""
+AUTO_SECONDS = 60.0
+"""What ``auto`` may spend on one result, by its estimate, where no time limit is given."""
+_RATE = 3e10
+"""Operations a second of one core, for estimates."""
 _REFINED = 5
-
-@dataclass(frozen=True)
-class _Found:
-    """What proves the outputs' constant, and how the method ended."""
-
-    proof: Proof
-    method: str
-    status: Status = Status.OK
-    stats: tuple[tuple[str, float | str], ...] = ()
-
-
-def _metric(network: Network, norm: float, outputs: Outputs) -> F64:
-    """The input metric d of the closed form: 1 for ℓ2, the refined one of :func:`recursion_inf` for ℓ∞."""
-    if not math.isinf(norm):
-        return np.ones(network.n_inputs)
-    return recursion_inf(network.chain.encoder, output_row(network, outputs))[1]
-
-
-def _closed_form(network: Network, norm: float, outputs: Outputs) -> _Found:
-    """The smaller of the closed form and the product of norms, proved."""
-    product = Proof.by_product(network, norm, outputs)
-    row = None if outputs == "all" else output_row(network, outputs)
-    if product.value == 0.0 or not network.chain.encoder or (row is not None and not np.all(np.isfinite(row))):
-        return _Found(product, "product of norms")  # one affine map or a constant: the product is exact
-    found = certify(network, outputs, norm, _metric(network, norm, outputs))
-    if found is None or product.value <= found[0].value:
-        return _Found(product, "product of norms")
-    return _Found(found[0], "closed-form recursion")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a solver is asked: which one, how closely (relative, of L), for how long, and who is told of its steps."""
-
-    solver: Solver
-    tolerance: float = 1e-4
-    left: float | None = None
-    progress: Callable[[int, float], None] | None = None
-
-
-def _hint(network: Network, outputs: Outputs, norm: float, options: Options) -> tuple[Hint | None, str, float, float]:
-    """The solver's multipliers for the weights of :class:`Problem`, what it said, its value (heuristic), and the
-    relative excess of that over the optimum (0 where the solver does not say).
-    """
-    problem = Problem.of(network, outputs)
-    weights = list(problem.encoder)
-    if not math.isinf(norm) and weights[0].shape[1] > weights[0].shape[0]:
-        # ‖·‖_2 does not see an orthogonal change of input: the LQ factor has h_1 columns (false for ℓ∞)
-        weights[0] = triangular_factor(weights[0].T).T
-    norms = [float(np.linalg.norm(w, 2)) for w in weights]
-    head_norm = float(np.linalg.norm(problem.head, 2))
-    unit = [w / n for w, n in zip(weights, norms, strict=True)]
-    excess = 0.0
-    if options.solver == "barrier":
-        reached = barrier.solve(
-            unit, problem.head / head_norm, norm, tolerance=options.tolerance, time_limit=options.left,
-            progress=options.progress,
-        )  # fmt: skip
-        if reached is None:
-            return None, "barrier (no interior point)", math.nan, 0.0
-        answer = sdp_cvxpy.SolverAnswer(reached.multipliers, reached.value, "barrier", reached.status)
-        said, excess = f"barrier ({reached.status}, {reached.steps} steps)", reached.excess
-    else:
-        answer = sdp_cvxpy.solve(unit, problem.head / head_norm, norm, options.left)
-        said = f"{answer.solver} ({answer.status})"
-    if answer.multipliers is None:
-        return None, said, math.nan, 0.0
-    d = answer.multipliers.d
-    # T keeps its units of L²: of the factors s that fit it, the solver's own may be too small, or T's least too large
-    own = float(np.max(d)) if math.isinf(norm) else answer.value
-    least = gain_of(unit, problem.head / head_norm, answer.multipliers.t, np.maximum(d, 1e-9 * float(np.max(d))))
-    s = max(own, 0.0) if least is None else least * (float(np.max(d)) if math.isinf(norm) else 1.0)
-    if not (s > 0.0 and math.isfinite(s)):
-        s = 1.0  # a hint of no use: the closed form takes over as it is moved
-    # T of unit weights in units of L² becomes T/s, and the norms so far are taken out of it
-    gains = np.cumprod(np.square(norms))
-    t = tuple(x / (s * g) for x, g in zip(answer.multipliers.t, gains, strict=True))
-    scale = math.sqrt(gains[-1]) * head_norm
-    value = math.sqrt(max(answer.value, 0.0)) * scale * 2.0 ** min(1000, max(-1000, sum(problem.exponents)))
-    return Hint(t, d if math.isinf(norm) else np.ones(network.n_inputs)), said, value, excess
-
-
-@dataclass(frozen=True, eq=False)
-class Hint:
-    """Multipliers and a metric that a solver proposed: nothing is believed of them."""
-
-    t: tuple[F64, ...]
-    d: F64
-
-
-def _solved(
-    network: Network, norm: float, outputs: Outputs, options: Options, closed_form: _Found | None = None
-) -> _Found:
-    """The SDP of one block of outputs, its multipliers proved; the closed form where that fails."""
-    start = time.perf_counter()
-    fallback = _closed_form(network, norm, outputs) if closed_form is None else closed_form
-    row = None if outputs == "all" else output_row(network, outputs)
-    if fallback.proof.value == 0.0 or not network.chain.encoder or (row is not None and not np.all(np.isfinite(row))):
-        return fallback
-    size = sdp_cvxpy.lmi_size(network.chain.encoder, norm)
-    limit = sdp_cvxpy.SCS_LIMIT if options.solver == "cvxpy" else BARRIER_LIMIT
-    if size > limit:
-        sizes = (("LMI size", float(size)), ("limit", float(limit)))
-        return _Found(fallback.proof, fallback.method, Status.TOO_LARGE, sizes)
-    if options.solver == "cvxpy":
-        try:
-            sdp_cvxpy.import_cvxpy()
-        except MissingDependencyError as error:
-            return _Found(fallback.proof, fallback.method, Status.NOT_INSTALLED, (("install", error.command),))
-    left = None if options.left is None else options.left - (time.perf_counter() - start)
-    if left is not None and left <= 0:
-        return _Found(fallback.proof, fallback.method, Status.TIME_LIMIT)
-    hint, said, value, excess = _hint(network, outputs, norm, replace(options, left=left))
-    # what the solver had at its time limit is proved all the same
-    status = Status.TIME_LIMIT if "limit" in said else Status.OK
-    if "stalled" in said and excess > options.tolerance:
-        status = Status.FAILED  # rounding took over before the gap that was asked for
-    stats: list[tuple[str, float | str]] = [("LMI size", float(size)), ("solver", said)]
-    if hint is None:
-        return _Found(fallback.proof, fallback.method, Status.FAILED, tuple(stats))
-    stats.append(("solver value (heuristic)", value))
-    found = certify(network, outputs, norm, hint.d, hint.t)
-    if found is None:
-        return _Found(fallback.proof, fallback.method, Status.FAILED, tuple(stats))
-    proof, theta = found
-    stats.append(("repair", "kept T" if theta == 0.0 else f"mixed with the closed form (theta = {theta:g})"))
-    best = min(proof.value, fallback.proof.value)
-    if options.solver == "barrier" and value > 0.0 and math.isfinite(best):
-        # L² at the last centre, less N/τ, is below the optimum (numerical: no more than a measure of progress)
-        least = value * math.sqrt(max(0.0, 1.0 - 2.0 * excess))
-        stats.append(("gap", best / least - 1.0 if least > 0.0 else math.inf))
-    if fallback.proof.value <= proof.value:
-        return _Found(fallback.proof, fallback.method, status, tuple(stats))
-    return _Found(proof, f"LipSDP-neuron ({options.solver}), repaired and proved", status, tuple(stats))
-
-
-def _numerical(network: Network, norm: float, outputs: Outputs, reason: str) -> Result:
-    """Where :func:`certbound.rounding.check_arithmetic` refuses to prove anything: the closed form without a proof."""
-    product = product_bound(network, norm, outputs)
-    rows = network.chain.head if outputs == "all" else output_row(network, outputs)[None]
-    encoder = network.chain.encoder
-    value = max(recursion_inf(encoder, r)[0] for r in rows) if math.isinf(norm) else recursion_2(encoder, rows)
-    claim = Claim(Quantity.LIPSCHITZ, norm, norm, outputs=outputs, subject=network.digest)
-    bound = Bound(min(value, product.value), claim, Sense.UPPER, Rigor.NUMERICAL, "closed-form recursion", SOURCE)
-    return Result(bound, Status.OK, stats=(("not rigorous because", reason),))
-
-
-def _worst(statuses: Iterable[Status]) -> Status:
-    """OK only if all are: the last that is not."""
-    return reduce(lambda a, b: a if b is Status.OK else b, statuses, Status.OK)
+_FULL = 6000
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What the caller asked for, apart from the outputs."""
+    """What the caller asked for, apart from network, norm and outputs."""
 
     method: Method
     tolerance: float
     time_limit: float | None
+    device: object
     progress: bool
+    ball: Ball | None = None
+    above: float = math.inf
 
 
-def _choose(network: Network, norm: float, method: Method) -> tuple[Method, str]:
+def _widths(network: Network, norm: float) -> list[int]:
+    """Inputs, then neurons of each hidden layer, as the solvers see them."""
+    if network.is_relu_chain:
+        encoder = network.chain.encoder
+        if not encoder:
+            return [network.n_inputs]
+        inputs = sdp_cvxpy.lmi_size(encoder, norm) - sum(len(w) for w in encoder)
+        return [inputs, *(len(w) for w in encoder)]
+    return [network.n_inputs, *activation_widths(network)]
+
+
+def _choose(network: Network, norm: float, request: _Request) -> tuple[Method, str]:
     """The method that ``auto`` stands for, and why."""
-    if method != "auto":
-        return method, ""
-    encoder = network.chain.encoder
-    size = sdp_cvxpy.lmi_size(encoder, norm) if encoder else 0
-    chosen: Method = "barrier" if 0 < size <= AUTO_LIMIT else "closed-form"
-    return chosen, f"auto: LMI of {size} rows, {'within' if size <= AUTO_LIMIT else 'above'} {AUTO_LIMIT}: {chosen}"
+    if request.method != "auto":
+        return request.method, ""
+    widths = _widths(network, norm)
+    size = sum(widths)
+    budget = AUTO_SECONDS if request.time_limit is None else min(request.time_limit, AUTO_SECONDS)
+    barrier = 120.0 * size**3 / _RATE
+    # sweeps for every pair of layers, and up to first_order.FULL_LIMIT variables one Hessian
+    pairs = len(widths) ** 2 * max(max(a, b) ** 3 for a, b in pairwise(widths)) if len(widths) > 1 else 0
+    hidden = sum(widths[1:])
+    first = 60.0 * (15.0 * pairs + (hidden**3 / 3 if hidden <= _FULL else 0)) / _RATE
+    if len(widths) == 1:
+        return "closed-form", "auto: one affine map: exact"
+    if request.device is not None:
+        return "first-order", f"auto: device {request.device!r} was asked for: first-order"
+    said = f"auto: LMI of {size} rows, estimated {barrier:.2g} s by the barrier"
+    if barrier <= budget and size <= sdp_chain.BARRIER_LIMIT:
+        return "barrier", f"{said}: barrier"
+    if first <= 4.0 * budget and _has_torch():
+        return "first-order", f"{said}, {first:.2g} s by the first-order method: first-order"
+    return "closed-form", f"{said}, more than {budget:g} s: closed form"
 
 
-def _blocks(network: Network, norm: float, outputs: Outputs, chosen: Method, options: Options | None) -> list[_Found]:
-    """What proves each block of outputs, in order; ∞ bounds outputs one by one.
+def _has_torch() -> bool:
+    from importlib.util import find_spec
 
-    Of several outputs the largest counts: solved are those whose closed form is above every one solved before.
-    """
-    several = outputs == "all" and math.isinf(norm)
-    blocks: list[Outputs] = list(range(network.n_outputs)) if several else [outputs]
-    if options is None or not several:
-        return [
-            _closed_form(network, norm, x) if options is None else _solved(network, norm, x, options) for x in blocks
-        ]
-    deadline = None if options.left is None else time.perf_counter() + options.left
-    found = {x: _closed_form(network, norm, x) for x in blocks}
-    largest = 0.0
-    for x in sorted(blocks, key=lambda x: -found[x].proof.value):
-        if found[x].proof.value <= largest:
-            break
-        left = None if deadline is None else deadline - time.perf_counter()
-        found[x] = _solved(network, norm, x, replace(options, left=left), found[x])
-        largest = max(largest, found[x].proof.value)
-    return [found[x] for x in blocks]
+    return find_spec("torch") is not None
+
+
+def _on_chain(network: Network, norm: float, outputs: Outputs, chosen: Method, request: _Request) -> Result:
+    options = None
+    with steps_bar(f"LipSDP by {chosen}", enabled=request.progress and chosen != "closed-form") as show:
+        if chosen in get_args(sdp_chain.Solver):
+            options = sdp_chain.Options(
+                cast("sdp_chain.Solver", chosen),
+                request.tolerance,
+                request.time_limit,
+                request.device,
+                request.above,
+                show,
+            )
+        return sdp_chain.chain_result(network, norm, outputs, options)
+
+
+def _on_system(network: Network, norm: float, outputs: Outputs, chosen: Method, request: _Request) -> Result:
+    start = time.perf_counter()
+    if chosen == "cvxpy":
+        raise InputError(
+            "method", got="'cvxpy'", needed="another method for this network or region",
+            fix="cvxpy is the reference for plain ReLU chains over all inputs",
+        )  # fmt: skip
+    with steps_bar(f"LipSDP by {chosen}", enabled=request.progress and chosen != "closed-form") as show:
+        asked = SystemRequest(
+            cast("Any", chosen), request.tolerance, request.time_limit, request.device, request.above, show,
+            sdp_chain.BARRIER_LIMIT,
+        )  # fmt: skip
+        certificate, status, stats = system_bound(network, norm, outputs, request.ball, asked)
+    bound = layer_product(network, norm, outputs) if certificate is None else certificate.bound
+    return Result(bound, status, bound.certificate, time.perf_counter() - start, stats)
+
+
+def _along_paths(network: Network, norm: float, outputs: Outputs) -> Bound | None:
+    """The norms along paths; None where they cost too much, or the network has residual sums."""
+    if any(isinstance(layer, Residual) for layer in network.layers):
+        return None
+    return path_bound(network, norm, outputs)
+
+
+def _by_paths(network: Network, norm: float, outputs: Outputs, ball: Ball | None) -> Result:
+    if ball is not None:
+        raise InputError(
+            "region", got=str(ball), needed="None with method 'path-norms'", fix="use another method on a ball"
+        )
+    bound = _along_paths(network, norm, outputs)
+    if bound is not None:
+        return Result(bound, Status.OK, bound.certificate)
+    product = layer_product(network, norm, outputs)
+    status = Status.UNSUPPORTED if any(isinstance(x, Residual) for x in network.layers) else Status.TOO_LARGE
+    return Result(product, status, product.certificate)
+
+
+def _cheapest(network: Network, norm: float, outputs: Outputs, chosen: Method, result: Result) -> Result:
+    """The result, or the norms along paths or the product where they are smaller."""
+    others = [] if network.is_relu_chain else [layer_product(network, norm, outputs)]
+    if chosen == "auto":
+        path = _along_paths(network, norm, outputs)
+        others += [] if path is None else [path]
+    best = min(others, key=lambda b: b.value, default=result.bound)
+    if best.value >= result.value:
+        return result
+    # what the gap was measured for is no longer the answer: a bound below the relaxation's own is nearer to it
+    stats = tuple((k, 0.0 if k == "gap" else v) for k, v in result.stats)
+    return replace(result, bound=best, certificate=best.certificate, stats=stats)
 
 
 def _one(network: Network, norm: float, outputs: Outputs, request: _Request) -> Result:
     start = time.perf_counter()
-    network = network.open_ended
     try:
         check_arithmetic()
     except NumericalError as error:
-        return _numerical(network, norm, outputs, str(error))
-    chosen, why = _choose(network, norm, request.method)
-    with steps_bar("LipSDP by the barrier", enabled=request.progress and chosen == "barrier") as show:
-        options = None
-        if chosen == "barrier" or chosen == "cvxpy":
-            options = Options(chosen, request.tolerance, request.time_limit, show)
-        found = _blocks(network, norm, outputs, chosen, options)
-    worst = max(found, key=lambda f: f.proof.value)
-    product = certified_product(network, norm, outputs)
-    if product.value <= worst.proof.value:
-        bound, certificate = product, product.certificate
+        return _numerical(network, norm, outputs, request.ball, str(error))
+    chosen, why = _choose(network, norm, request)
+    if chosen == "path-norms":
+        result = _by_paths(network, norm, outputs, request.ball)
+    elif request.ball is None and network.is_relu_chain:
+        result = _on_chain(network, norm, outputs, chosen, request)
+        if result.status is Status.FAILED and result.value > 0.0:
+            # no input may reach the outputs: a system drops dead neurons, and proves 0
+            other = _on_system(network, norm, outputs, "closed-form", request)
+            result = other if other.value == 0.0 else result
     else:
-        name = "; ".join(dict.fromkeys([worst.method, *(f.method for f in found)]))
-        proofs = tuple(f.proof for f in found)
-        certificate = SdpCertificate(network.digest, norm, outputs, worst.proof.value, proofs, name)
-        bound = certificate.bound
-    said = [float(v) for f in found for k, v in f.stats if k == "solver value (heuristic)"]
-    stats: dict[str, float | str] = {k: v for f in found for k, v in f.stats} | dict(worst.stats)
-    if said:
-        stats["solver value (heuristic)"] = max(said)
-    if why:
-        stats["choice"] = why
-    status = _worst(f.status for f in found)
-    return Result(bound, status, certificate, time.perf_counter() - start, tuple(stats.items()))
+        result = _on_system(network, norm, outputs, chosen, request)
+    if request.ball is None:
+        # a method asked for by name answers for itself; the product of norms is the ceiling of all
+        result = _cheapest(
+            network, norm, outputs, "auto" if request.method == "auto" and chosen == "closed-form" else chosen, result
+        )
+    else:
+        result = _never_worse(network, norm, outputs, chosen, request, result, start)
+    stats = result.stats if not why else (*result.stats, ("choice", why))
+    return replace(result, seconds=time.perf_counter() - start, stats=stats)
+
+
+def _never_worse(
+    network: Network, norm: float, outputs: Outputs, chosen: Method, request: _Request, local: Result, start: float
+) -> Result:
+    """The result on the ball, or the one over all inputs where that is smaller: its claim holds on the ball too.
+
+    The solver over all inputs ends as soon as it knows its optimum to be above the local bound.
+    """
+    left = None if request.time_limit is None else request.time_limit - (time.perf_counter() - start)
+    method: Method = "closed-form" if left is not None and left <= 0.0 else chosen
+    everywhere = replace(request, ball=None, method=method, time_limit=left, above=local.value)
+    whole = _one(network, norm, outputs, everywhere)
+    if whole.value >= local.value:
+        return local
+    claim = replace(whole.bound.claim, domain=str(request.ball))
+    return replace(whole, bound=replace(whole.bound, claim=claim), stats=(*whole.stats, ("region", "all inputs")))
+
+
+def _numerical(network: Network, norm: float, outputs: Outputs, ball: Ball | None, reason: str) -> Result:
+    """Where :func:`certbound.rounding.check_arithmetic` refuses to prove anything: the closed form without a proof."""
+    if ball is None and network.is_relu_chain:
+        return sdp_chain.numerical(network.open_ended, norm, outputs, reason)
+    claim = Claim(Quantity.LIPSCHITZ, norm, norm, outputs=outputs, subject=network.digest)
+    value = numerical_value(network, norm, outputs)
+    bound = Bound(value, claim, Sense.UPPER, Rigor.NUMERICAL, "Riccati recursion", sdp_chain.SOURCE)
+    return Result(bound, Status.OK, stats=(("not rigorous because", reason),))
 
 
 def parse_outputs(outputs: object, n_outputs: int) -> Outputs:
     """None → "all"; an output index; a pair (j, y); "margins" is handled by :func:`lipschitz_sdp`."""
-    if outputs is None or outputs == "all":
+    if outputs is None or (isinstance(outputs, str) and outputs == "all"):
         return "all"
     items: tuple[Any, ...] = outputs if isinstance(outputs, tuple) else (outputs,)
     good = all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0 <= i < n_outputs for i in items)
@@ -287,6 +227,30 @@ def parse_outputs(outputs: object, n_outputs: int) -> Outputs:
             fix="class indices count from 0",
         )
     return (int(items[0]), int(items[1])) if len(items) == 2 else int(items[0])
+
+
+def _parse_region(region: object, network: Network) -> Ball | None:
+    if region is None:
+        return None
+    if not isinstance(region, Ball):
+        raise InputError(
+            "region",
+            got=f"a {type(region).__name__}",
+            needed="None, or a Ball(center, radius, norm)",
+            fix="certbound.Ball(x, 0.1, 'inf')",
+        )
+    if region.center.size != network.n_inputs:
+        raise InputError(
+            "region",
+            got=f"a center of {region.center.size} numbers",
+            needed=f"{network.n_inputs}, one for each input of the network",
+            fix="the center is one sample, without the batch axis",
+        )
+    return region
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def lipschitz_sdp(
@@ -308,37 +272,48 @@ def lipschitz_sdp(
 
     Parameters
     ----------
-    network : nn.Module, Network, or list of weight matrices (bias-free ReLU net).
+    network : nn.Module, Network, or list of weight matrices (bias-free ReLU net). Residual sums, leaky ReLU, tanh,
+        sigmoid, GELU and SiLU are read by their true slopes; any other layer is refused by name.
     norm : 2 (ℓ2 → ℓ2) or ∞. For ∞, ``outputs=None`` bounds ∞ → ∞ (the largest over outputs).
     outputs : None, an output index, a pair ``(j, y)`` for the margin ``f_j − f_y``, or ``"margins"``: a tuple of
         Results, one for each pair j < y.
-    method : ``barrier`` (the optimum, up to 2,200 rows of M), ``closed-form`` (any size, milliseconds), ``cvxpy`` (the
-        optimum by Clarabel or SCS, up to 300 rows), ``auto``: barrier up to 600 rows, else closed form; of margins the
-        largest five by the barrier (``method="barrier"`` solves all).
-    tolerance : relative distance to the optimum at which the barrier ends; ``.gap`` is what was reached (numerical).
+    region : None (all inputs), or a :class:`~certbound.Ball`: ``|f(x) − f(y)| <= L |x − y|`` for x, y in it. Slopes
+        come from certified pre-activation bounds; never above the bound over all inputs.
+    method : ``barrier`` (the optimum, up to 4,000 rows of M), ``first-order`` (anytime, torch, on any device),
+        ``closed-form`` (any size), ``path-norms`` (LipLT: no SDP), ``cvxpy`` (the reference for plain chains, up to
+        300 rows), ``auto``: the barrier
+        where it is estimated to take at most a minute (or the time limit), else first-order, else the closed form; of
+        margins the largest five are solved (any other method solves all). ``stats`` say what was chosen and why.
+    tolerance : relative distance to the optimum of the relaxation at which the barrier ends. ``.gap`` is what was
+        reached, by a dual bound (numerical); None where it is not known.
     time_limit : seconds for each result; on time-out the best bound so far, with status TIME_LIMIT.
+    device : of the first-order solver, as torch names it (``"cpu"``, ``"cuda"``).
     progress : a bar on stderr.
-    region, device : reserved for local bounds and the first-order solver; region must be None in this version.
 
     Raises
     ------
-    InputError : unknown norm, outputs, method; a region. UnsupportedLayerError : a layer outside the IR.
+    InputError : unknown norm, outputs, region, method. UnsupportedLayerError : a layer outside the IR.
 
     Source: Fazlyab et al., NeurIPS 2019; Xu & Sivaranjani 2024 (closed form).
 
     >>> lipschitz_sdp([[[3.0]], [[2.0]]], norm=2, method="closed-form").value.__round__(9)
     6.0
+    >>> inside = Ball([2.0], 1.0, 2)  # |x| does not bend here
+    >>> lipschitz_sdp([[[1.0], [-1.0]], [[1.0, 1.0]]], region=inside).value.__round__(9)
+    1.0
     """
     net, p = as_network(network), parse_norm(norm)
-    if region is not None:
-        raise InputError("region", got=repr(region), needed="None", fix="bounds on a ball are not part of this version")
+    ball = _parse_region(region, net)
     if method not in get_args(Method):
         raise InputError("method", got=repr(method), needed=f"one of {get_args(Method)}", fix="'auto' chooses by size")
-    if not 0 < tolerance < 1:
+    if not _is_number(tolerance) or not 0 < tolerance < 1:
         raise InputError("tolerance", got=repr(tolerance), needed="a number in (0, 1)", fix="1e-4 is the default")
-    if time_limit is not None and not time_limit > 0:
+    if time_limit is not None and not (_is_number(time_limit) and time_limit > 0):
         raise InputError("time_limit", got=repr(time_limit), needed="seconds > 0", fix="None means no limit")
-    if outputs == "margins":
+    if device is not None and method not in ("auto", "first-order"):
+        raise InputError("device", got=repr(device), needed=f"None for method {method!r}", fix="method='first-order'")
+    request = _Request(method, tolerance, time_limit, device, progress, ball)
+    if isinstance(outputs, str) and outputs == "margins":
         pairs = [(j, y) for y in range(net.n_outputs) for j in range(y)]
         if not pairs:
             raise InputError(
@@ -347,8 +322,8 @@ def lipschitz_sdp(
                 needed="at least two outputs",
                 fix="pass outputs=0",
             )
-        return _margins(net, p, pairs, _Request(method, tolerance, time_limit, progress))
-    return _one(net, p, parse_outputs(outputs, net.n_outputs), _Request(method, tolerance, time_limit, progress))
+        return _margins(net, p, pairs, request)
+    return _one(net, p, parse_outputs(outputs, net.n_outputs), request)
 
 
 def _margins(net: Network, norm: float, pairs: list[tuple[int, int]], request: _Request) -> tuple[Result, ...]:
@@ -361,32 +336,4 @@ def _margins(net: Network, norm: float, pairs: list[tuple[int, int]], request: _
     return tuple(results)
 
 
-def margin_constants(
-    network: Network, norm: float, method: Literal["closed-form", "barrier", "cvxpy"], time_limit: float | None = None
-) -> tuple[F64, Status]:
-    """Lipschitz constants of all margins ``f_j − f_y``: symmetric, 0 on the diagonal; and the worst status.
-
-    A network with one output is read as the two classes (0, z). Each entry is at most the product of norms.
-    """
-    network = network.open_ended
-    chain = network.chain
-    head = class_head(chain.head)
-    n = len(head)
-    status = Status.OK
-    deadline = None if time_limit is None else time.perf_counter() + time_limit
-    ceiling = product_of_norms(chain.encoder, norm, "").value
-    run = forward(chain.encoder, np.ones(network.n_inputs))  # ℓ2: one run serves every pair
-    constants = np.zeros((n, n))
-    for y in range(n):
-        for j in range(y):
-            row = head[j] - head[y]
-            if method == "closed-form":
-                value = recursion_inf(chain.encoder, row)[0] if math.isinf(norm) else head_norm_2(run, row[None])
-            else:
-                left = None if deadline is None else deadline - time.perf_counter()
-                which: Outputs = 0 if network.n_outputs == 1 else (j, y)
-                found = _solved(network, norm, which, Options(method, left=left))
-                value, status = found.proof.value, status if found.status is Status.OK else found.status
-            product = multiply_up(ceiling, functional_bound(row, norm, (j, y)).value)
-            constants[j, y] = constants[y, j] = min(value, product)
-    return constants, status
+__all__ = ["AUTO_SECONDS", "Method", "lipschitz_sdp", "parse_outputs"]

@@ -51,6 +51,7 @@ METHODS = (
     "closed-form recursion",
     "product of norms",
     "LipSDP-neuron (barrier), repaired and proved",
+    "LipSDP-neuron (first-order), repaired and proved",
     "LipSDP-neuron (cvxpy), repaired and proved",
 )
 """What a certificate may say of how its multipliers were found: words of ours beside the word rigorous."""
@@ -223,7 +224,7 @@ def certify(
     for theta in thetas:
         t = safe
         if hint is not None:
-            t = tuple((1.0 - theta) * np.maximum(a, 1e-12 * float(np.max(a))) + theta * b
+            t = tuple((1.0 - theta) * np.maximum(a, 1e-60 * float(np.max(a))) + theta * b
                       for a, b in zip(hint, safe, strict=True))  # fmt: skip
         s = least_factor(problem, t, d)
         if s is None or s == 0.0:

@@ -20,7 +20,7 @@ from certbound.arrays import F64, as_matrix, digest, frozen
 from certbound.bound import Bound, Claim
 from certbound.certificate import Saveable, Stored, finish, take, take_array
 from certbound.errors import CertificateError, InputError
-from certbound.network import Affine, Network, as_network
+from certbound.network import Network, affine_layers, as_network
 from certbound.norms import verified
 from certbound.rounding import check_arithmetic, down, enclose_norm, up
 from certbound.types import Quantity, Rigor, Sense, norm_name
@@ -121,7 +121,7 @@ class NormCertificate(Saveable):
             candidates = [as_matrix(given)]
         except InputError:
             network = given if isinstance(given, Network) else as_network(given)
-            candidates = [x.weight for x in network.layers if isinstance(x, Affine)]
+            candidates = [affine.weight for _, affine in affine_layers(network.layers)]
         for W in candidates:
             if digest(W) == self.subject:
                 return W

@@ -1,4 +1,4 @@
-"""``python tests/campaign run | report | self-test``; exit code 1 on any violation or surviving mutant."""
+"""``python tests/campaign run | report | self-test | sdp``; exit code 1 on any violation or surviving mutant."""
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
     test.add_argument("--matrices", type=int, default=8000, help="at most, for each mutant")
     test.add_argument("--seed", type=int, default=1)
     test.add_argument("--only", default=None, help="mutants whose name contains this")
+    nets = commands.add_parser("sdp", help="check small networks against lipschitz_sdp; resumes")
+    nets.add_argument("--networks", type=int, default=10_000)
+    nets.add_argument("--out", type=Path, default=Path("results/campaign/sdp.jsonl"))
+    nets.add_argument("--seed", type=int, default=Plan(0, Path()).seed)
+    nets.add_argument("--quiet", action="store_true")
+    nets.add_argument("--report", action="store_true", help="add up what is there, and run nothing")
     given = parser.parse_args(arguments)
     if given.command == "run":
         plan = Plan(given.matrices, given.out, given.seed, given.chunk)
@@ -45,6 +51,14 @@ def main(arguments: list[str] | None = None) -> int:
         summary = summarise(Plan(0, given.out), given.digest)
         say(table(summary))
         return int(summary["violations"] > 0 or summary["matrices"] == 0)
+    if given.command == "sdp":
+        from campaign import sdp
+
+        if not given.report:
+            return sdp.run(given.networks, given.out, given.seed, quiet=given.quiet)
+        summary = sdp.summarise(given.out, given.seed)
+        say(sdp.table(summary))
+        return int(summary["wrong"] > 0 or summary["networks"] == 0)
     from campaign.mutants import self_test
 
     return self_test(given.matrices, given.seed, given.only)
