@@ -74,11 +74,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/basedpyright
 
-docbenchmark: $(STAMP)
-	$(PIP) 'eclipse-nn>=0.1.7'
-	$(BIN)/python -m benchmarks.lipschitz --out results/lipschitz
-
-test: $(STAMP)
+doctest: $(STAMP)
 	$(BIN)/python -m pytest --doctest-modules certbound
 
 imports: $(STAMP)
