@@ -102,7 +102,8 @@ def test_leaky_chains_that_start_and_end_with_anything(norm, net, data):
     assert all(bounds_exactly(rows_of(J, outputs), norm, bound.value) for J in pattern_jacobians(net))
     assert bound.certificate.verify(net)
     if outputs == "all":
-        assert bound.value <= layer_product(net, norm).value * (1 + 1e-12)
+        # layers that fold to exact zeros keep an allowance for underflow, of another size in each of the two
+        assert bound.value <= layer_product(net, norm).value * (1 + 1e-12) + 1e-140
 
 
 @both_norms
