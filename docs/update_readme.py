@@ -33,6 +33,14 @@ def between(text: str, name: str, content: str) -> str:
     return pattern.sub(lambda m: m.group(1) + content + m.group(2), text)
 
 
+def shortened(table: str) -> str:
+    """Of the benchmark's table the two largest networks, the traps and the counts; without the remarks."""
+    lines = table.split("\nRemarks:")[0].rstrip().splitlines()
+    nets = list(dict.fromkeys(line.split()[0] for line in lines[1 : lines.index("")]))[-2:]
+    rows = [line for line in lines[1 : lines.index("")] if line.split()[0] in nets and "not applicable" not in line]
+    return "\n".join([lines[0], *rows, *lines[lines.index("") :]])
+
+
 def main() -> None:
     """Rewrite README.md from results/demo."""
     readme = ROOT / "README.md"
@@ -48,8 +56,9 @@ def main() -> None:
         text = between(text, "rigour-table", f"```text\n{rigour.read_text(encoding='utf-8').rstrip()}\n```")
     lipschitz = ROOT / "results" / "lipschitz"
     if (lipschitz / "table.txt").exists():
-        table = (lipschitz / "table.txt").read_text(encoding="utf-8").rstrip()
-        text = between(text, "lipschitz-table", f"```text\n{table}\n```")
+        table = (lipschitz / "table.txt").read_text(encoding="utf-8")
+        (ROOT / "docs" / "lipschitz_benchmark.txt").write_text(table, encoding="utf-8")
+        text = between(text, "lipschitz-table", f"```text\n{shortened(table)}\n```")
         shutil.copyfile(lipschitz / "tightness.png", ROOT / "docs" / "images" / "lipschitz.png")
     readme.write_text(text, encoding="utf-8")
     for name in ("bounds.png", "accuracy.png", "attribution.png"):
