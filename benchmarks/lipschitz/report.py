@@ -153,7 +153,7 @@ def draw(found: Sequence[Row], folder: Path) -> list[Path]:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter
+        from matplotlib.ticker import FuncFormatter, NullFormatter
     except ImportError:
         return []
     rows = [r for r in judged(found) if not r[0]["trap"] and r[0]["kind"] != "lower" and r[0]["method"] != "reference"
@@ -182,8 +182,11 @@ def draw(found: Sequence[Row], folder: Path) -> list[Path]:
         ax.axhline(1.0, color="black", linewidth=0.8)
         ax.set(xscale="log", yscale="log", xlabel="CPU seconds, one thread", title=problem)
         ax.grid(alpha=0.25, which="both")
-        for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            axis(FuncFormatter(lambda y, _: f"{y:g}"))
+        plain = FuncFormatter(lambda y, _: f"{y:g}")
+        ax.yaxis.set_major_formatter(plain)
+        low, high = ax.get_ylim()
+        # over many decades the labels between them would lie on one another
+        ax.yaxis.set_minor_formatter(plain if high < 10.0 * low else NullFormatter())
     axes[0].set_ylabel("bound / optimum of the relaxation")
     if below is not None:
         handles["below what it claims to bound"] = below
