@@ -148,7 +148,7 @@ def metric(P: F64) -> F64:
 def largest_in(P: F64, d: F64) -> float | None:
     """The smallest s with ``s diag(d) ⪰ P``; None where it leaves the range of float64.
 
-    >>> largest_in(np.diag([4.0, 1.0]), np.array([2.0, 1.0]))
+    >>> round(largest_in(np.diag([4.0, 1.0]), np.array([2.0, 1.0])), 9)
     2.0
     """
     root = 1.0 / np.sqrt(d)
