@@ -77,7 +77,7 @@ SYSTEM: Final[tuple[tuple[str, str, str, str, tuple[str, ...]], ...]] = (
     ("metric that does not dominate", _RICCATI, "best, best_sum = s * d, s * float(d.sum())",
      "best, best_sum = d, s * float(d.sum())", _s("test_the_metric_dominates")),
     ("metric of a storage of 0", _RICCATI, "if not top > 2.0**-900:", "if False:",
-     _l("test_a_network_that_is_constant_on_the_ball_before_its_last_activation")),
+     _l("test_the_metric_of_nothing_is_positive")),
     # -- the proof
     ("signs of d and s not checked", _CERTIFICATE, "for v in (d, np.array([s]), d * s, *t):", "for v in (d * s, *t):", _ALTERED),
     ("metric rounded to nearest", _CERTIFICATE, "P[0] = np.diag(np.nextafter(d * s, 0.0))", "P[0] = np.diag(d * s)",

@@ -425,3 +425,12 @@ def test_errors_name_the_argument(argument, net, options):
 def test_balls_that_are_none(argument, values):
     with pytest.raises(InputError, match=argument):
         Ball(*values)
+
+
+def test_the_metric_of_nothing_is_positive():
+    """Nothing to bound, or what underflows: a direction is needed all the same, and no warning."""
+    from certbound.lipschitz.riccati import metric
+
+    for size in (0.0, 5e-324, 1e-290):
+        d = metric(size * np.ones((3, 3)))
+        assert np.all(d > 0.0) and np.all(np.isfinite(d))
