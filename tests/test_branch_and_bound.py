@@ -35,8 +35,8 @@ from certbound.lipschitz.barrier import Limits, solve
 from certbound.lipschitz.branch_and_bound import lipschitz_bracket
 from certbound.lipschitz.empty_cells import Chain, contradiction
 from certbound.lipschitz.node_sdp import best_pattern, members, node_bound, pattern_norms
+from certbound.lipschitz.region_slopes import slopes_on
 from certbound.lipschitz.system import System
-from certbound.lipschitz.system_certificate import slopes_on
 from certbound.lipschitz.tree_certificate import EMPTY, PROVED, Neurons, Tree, TreeCertificate
 from certbound.network import Normalise, Residual
 from certbound.types import Rigor, Sense, Status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from itertools import pairwise
 from itertools import product as every
@@ -12,9 +13,11 @@ import pytest
 from certbound import Affine, Network, Normalise, ReLU, lipschitz_sdp
 from certbound.activations import Activation
 from certbound.errors import InputError
+from certbound.lipschitz import sdp
 from certbound.lipschitz.patterns import pattern_maximum
+from certbound.lipschitz.region_slopes import slopes_on
 from certbound.lipschitz.sdp_system import SystemRequest, system_bound
-from certbound.lipschitz.system_certificate import SystemCertificate, slopes_on
+from certbound.lipschitz.system_certificate import SystemCertificate
 from certbound.network import Ball, Residual
 from certbound.types import Rigor, Status
 
@@ -434,3 +437,17 @@ def test_the_metric_of_nothing_is_positive():
     for size in (0.0, 5e-324, 1e-290):
         d = metric(size * np.ones((3, 3)))
         assert np.all(d > 0.0) and np.all(np.isfinite(d))
+
+
+def test_the_gap_follows_the_bound_that_is_shown(monkeypatch):
+    """A product of norms below what the solver had: the gap is to the same dual bound, not 0."""
+    net = Network((Affine(np.eye(3)), Activation("tanh"), Affine(np.eye(3)), Activation("tanh"), Affine(np.eye(3))))
+    real = sdp.system_bound
+
+    def worse(*args):
+        certificate, status, _ = real(*args)
+        return dataclasses.replace(certificate, value=2.0), status, (("gap", 1.5),)  # the optimum: at least 0.8
+
+    monkeypatch.setattr(sdp, "system_bound", worse)
+    result = lipschitz_sdp(net, method="barrier")
+    assert result.value == pytest.approx(1.0) and result.gap == pytest.approx(0.25) and result.certificate.verify(net)

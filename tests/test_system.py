@@ -16,9 +16,10 @@ from certbound import Affine, Network, Normalise, ReLU
 from certbound.activations import Activation
 from certbound.errors import NumericalError
 from certbound.lipschitz import riccati, system_certificate
+from certbound.lipschitz.region_slopes import activations
 from certbound.lipschitz.sdp_system import SystemRequest, system_bound
 from certbound.lipschitz.system import Map, System, _difference_up, activation_widths, reduced
-from certbound.lipschitz.system_certificate import activations, certify, proves, value_of
+from certbound.lipschitz.system_certificate import certify, proves, value_of
 from certbound.network import Flatten, Residual
 from certbound.types import Status
 

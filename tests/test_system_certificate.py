@@ -16,9 +16,10 @@ from certbound.activations import Activation
 from certbound.certificate import Stored, load_certificate, to_bytes
 from certbound.errors import InputError
 from certbound.lipschitz import system_certificate
+from certbound.lipschitz.region_slopes import slopes_on
 from certbound.lipschitz.sdp_system import SystemRequest, system_bound
 from certbound.lipschitz.system import Map, System
-from certbound.lipschitz.system_certificate import SystemCertificate, SystemProof, linear, slopes_on
+from certbound.lipschitz.system_certificate import SystemCertificate, SystemProof, linear
 from certbound.network import Ball, Residual
 from certbound.types import GLOBAL, Rigor
 

@@ -34,6 +34,7 @@ from certbound.lipschitz.repair import Multipliers, feasible_point
 _GROWTH = 4.0  # of τ, from one centre to the next
 _FIRST = 3.0  # τ of the first centre, as a multiple of (rows of M)/(value of the start)
 _CENTRED = 0.25  # half the squared Newton decrement below which a centre counts as reached
+_AT_THE_CENTRE = 1e-6  # squared decrement where the centre itself is asked for
 _CLOSE = 0.25  # squared decrement below which the full step is right
 _STEPS = 400
 
@@ -236,20 +237,22 @@ def newton(lmi: Lmi, d: F64, t: Sequence[F64], limits: Limits) -> BarrierAnswer 
             least = max(least, float(cost @ p) - (N + float(own @ move)) / tau)
         found = _along(lmi, tau, here, move, decrement)
         if found is None:
-            return answer("stalled", step)
+            close = _excess(float(cost @ p), least) <= limits.tolerance
+            return answer("optimal" if close else "stalled", step)
         size, here = found
         p = here.p
         excess = _excess(float(cost @ p), least)
         if limits.progress is not None:
             limits.progress(step, excess)
-        centred = 0.5 * decrement <= _CENTRED and size == 1.0
-        if excess <= limits.tolerance and (centred or not limits.centred):
-            return answer("optimal", step)
+        if excess <= limits.tolerance:
+            if not limits.centred or decrement <= _AT_THE_CENTRE:
+                return answer("optimal", step)
+            continue
         if least > limits.above:
             return answer("above", step)
         if float(cost @ p) < limits.below:
             return answer("below", step)
-        if centred:
+        if 0.5 * decrement <= _CENTRED and size == 1.0:
             tau *= _GROWTH
             here = _at(lmi, tau, p)
     return answer("stalled", _STEPS)

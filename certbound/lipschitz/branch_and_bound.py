@@ -36,10 +36,10 @@ from certbound.lipschitz.barrier import Limits
 from certbound.lipschitz.empty_cells import Chain
 from certbound.lipschitz.node_sdp import NodeBound, best_pattern, free, members, node_bound, pattern_norms
 from certbound.lipschitz.product import Outputs
+from certbound.lipschitz.region_slopes import slopes_on
 from certbound.lipschitz.sampled import SmoothPoint, lipschitz_sampled
 from certbound.lipschitz.sdp import lipschitz_sdp, parse_outputs
 from certbound.lipschitz.system import Slopes, System
-from certbound.lipschitz.system_certificate import slopes_on
 from certbound.lipschitz.tree_certificate import (
     EMPTY,
     METHOD,

@@ -18,7 +18,15 @@ from certbound.arrays import F64
 from certbound.bound import Bound, Claim, multiply_up
 from certbound.certificate import Saveable, Stored, finish, take
 from certbound.errors import CertificateError
-from certbound.lipschitz.product import Outputs, error_norm, layer_bound, proves_norm, read_norms, read_outputs
+from certbound.lipschitz.product import (
+    Outputs,
+    error_norm,
+    layer_bound,
+    plain_outputs,
+    proves_norm,
+    read_norms,
+    read_outputs,
+)
 from certbound.network import (
     Affine,
     Flatten,
@@ -276,9 +284,8 @@ class LayerProductCertificate(Saveable):
 
     def stored(self) -> Stored:
         """For :func:`certbound.certificate.to_bytes`."""
-        outputs = list(self.outputs) if isinstance(self.outputs, tuple) else self.outputs
-        fields = {"subject": self.subject, "norm": self.norm, "outputs": outputs, "value": self.value,
-                  "norms": list(self.norms)}  # fmt: skip
+        fields = {"subject": self.subject, "norm": self.norm, "outputs": plain_outputs(self.outputs),
+                  "value": self.value, "norms": list(self.norms)}  # fmt: skip
         return Stored(self.kind, fields, {})
 
     @classmethod

@@ -40,7 +40,7 @@ from certbound.lipschitz.layer_product import (
     norm_above,
     parts_of,
 )
-from certbound.lipschitz.product import Outputs, proves_norm, read_norms, read_outputs
+from certbound.lipschitz.product import Outputs, error_norm, plain_outputs, proves_norm, read_norms, read_outputs
 from certbound.network import Network
 from certbound.rounding import TINY, U, check_arithmetic, enclose_norm, gamma, product_error, quick_norm, sqrt_up, up
 from certbound.types import Quantity, Rigor, Sense
@@ -52,6 +52,7 @@ ON_SLOPES = "inputs on which the slopes given hold"
 
 _AIR = 4.0
 """Errors of products are published so much larger: another machine's products are off to the other side."""
+_PLAIN_AIR = 1.0 + 2.0**-20
 _RANGE = 2.0**400
 _EXPONENTS = 2200
 
@@ -212,8 +213,10 @@ class _UnprovedError(Exception):
 class _Source(Protocol):
     """Where the sizes come from: they are computed and recorded, or stored and proved."""
 
-    def norm(self, value: F64, error: float) -> float:
-        """At least ``‖A‖_2`` for every A within ``error`` (2-norm) of the matrix."""
+    def norm(self, value: F64, error: float, *, air: float = _AIR) -> float:
+        """At least ``‖A‖_2`` for every A within ``error`` (2-norm) of the matrix; what is published, within ``air``
+        times the error.
+        """
         ...
 
     def rows(self, least: F64, published: F64) -> F64:
@@ -265,8 +268,9 @@ class _State:
         """Through the activation and the affine map of one step."""
         slopes = step.slopes
         outer = step.columns(None if slopes is None else slopes.gain)
-        whole = (outer.value, _frobenius(outer.error))
-        direct = source.norm(*whole)
+        # not a product: its error is the same on every machine, and the recursion is to stay below the product of norms
+        whole = (outer.value, error_norm(outer.error, 2.0))
+        direct = source.norm(*whole, air=_PLAIN_AIR)
         if slopes is None:
             products, norms = [whole], [direct]
         else:
@@ -281,20 +285,21 @@ class _State:
         size = min(path, multiply_up(direct, self.sizes[-1]))
         rows = self.rows
         if rows:
-            rows = (*rows, self._entries(products, whole, source))
+            rows = (*rows, self._entries(products, outer, source))
             size = min(size, enclose_norm(rows[-1])[1] if _in_range(rows[-1]) else math.inf)
         return _State(tuple(products), (*self.sizes, size), rows)
 
-    def _entries(self, products: Sequence[tuple[F64, float]], whole: tuple[F64, float], source: _Source) -> F64:
+    def _entries(self, products: Sequence[tuple[F64, float]], outer: Matrix, source: _Source) -> F64:
         """b_k, of the sum over all paths or of the last activation and weight alone."""
         terms = [_row_bounds(A, b, m) for (A, _), b, m in zip(products, self.rows, self.sizes, strict=True)]
-        alone = _row_bounds(whole[0], self.rows[-1], self.sizes[-1])
+        largest = np.where(outer.error > 0.0, up(np.abs(outer.value) + outer.error), outer.value)
+        alone = _row_bounds(largest, self.rows[-1], self.sizes[-1])
 
         def total(air: float) -> F64:
             path = np.zeros_like(alone)
             for term, (_, error), m in zip(terms, products, self.sizes, strict=True):
                 path = _add_rows(path, _add_rows(term, multiply_up(air * error, m)))
-            return np.minimum(path, _add_rows(alone, multiply_up(air * whole[1], self.sizes[-1])))
+            return np.minimum(path, alone)
 
         most = total(_AIR)
         # another machine rounds its sums to the other side
@@ -343,10 +348,10 @@ class _Computed:
         self.norms: list[float] = []
         self.vectors: list[F64] = []
 
-    def norm(self, value: F64, error: float) -> float:
+    def norm(self, value: F64, error: float, *, air: float = _AIR) -> float:
         """By a verified Cholesky factorisation."""
         found = norm_above(AffinePart(value), 2.0)
-        self.norms.append(found if error == 0.0 else up(found + _AIR * error))
+        self.norms.append(found if error == 0.0 else up(found + up(air * error)))
         return self.norms[-1]
 
     def rows(self, least: F64, published: F64) -> F64:
@@ -361,7 +366,7 @@ class _Stored:
     def __init__(self, proof: PathProof) -> None:
         self._norms, self._vectors = iter(proof.norms), iter(proof.vectors)
 
-    def norm(self, value: F64, error: float) -> float:
+    def norm(self, value: F64, error: float, *, air: float = _AIR) -> float:
         """The next one, if ``‖value‖_2 + error`` is not above it."""
         stored = next(self._norms, math.nan)
         if not (stored >= 0.0 and proves_norm(value, 2.0, stored, error)):
@@ -545,9 +550,8 @@ class PathCertificate(Saveable):
 
     def stored(self) -> Stored:
         """For :func:`certbound.certificate.to_bytes`."""
-        outputs = list(self.outputs) if isinstance(self.outputs, tuple) else self.outputs
-        fields = {"subject": self.subject, "norm": self.norm, "outputs": outputs, "value": self.value,
-                  "exponents": list(self.proof.exponents), "norms": list(self.proof.norms),
+        fields = {"subject": self.subject, "norm": self.norm, "outputs": plain_outputs(self.outputs),
+                  "value": self.value, "exponents": list(self.proof.exponents), "norms": list(self.proof.norms),
                   "vectors": len(self.proof.vectors)}  # fmt: skip
         return Stored(self.kind, fields, {f"b.{k}": v for k, v in enumerate(self.proof.vectors)})
 

@@ -221,9 +221,8 @@ class ProductCertificate(Saveable):
 
     def stored(self) -> Stored:
         """For :func:`certbound.certificate.to_bytes`."""
-        outputs = list(self.outputs) if isinstance(self.outputs, tuple) else self.outputs
-        fields = {"subject": self.subject, "norm": self.norm, "outputs": outputs, "value": self.value,
-                  "norms": list(self.norms)}  # fmt: skip
+        fields = {"subject": self.subject, "norm": self.norm, "outputs": plain_outputs(self.outputs),
+                  "value": self.value, "norms": list(self.norms)}  # fmt: skip
         return Stored(self.kind, fields, {})
 
     @classmethod
@@ -248,6 +247,15 @@ def certified_product(network: Network, norm: float, outputs: Outputs = "all") -
     bound = product_bound(network, norm, outputs, Rigor.RIGOROUS)
     norms = tuple(t.value for t in bound.terms)
     return replace(bound, certificate=ProductCertificate(network.digest, norm, outputs, bound.value, norms))
+
+
+def plain_outputs(outputs: Outputs) -> str | int | list[int]:
+    """What :func:`read_outputs` reads.
+
+    >>> plain_outputs((1, 0)), plain_outputs("all")
+    ([1, 0], 'all')
+    """
+    return list(outputs) if isinstance(outputs, tuple) else outputs
 
 
 def read_outputs(stored: Stored, name: str) -> Outputs:

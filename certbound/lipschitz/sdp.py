@@ -18,6 +18,7 @@ import numpy as np
 from certbound.bound import Bound, Claim, Result
 from certbound.errors import InputError, NumericalError
 from certbound.lipschitz import sdp_chain, sdp_cvxpy
+from certbound.lipschitz.first_order import FULL_LIMIT
 from certbound.lipschitz.layer_product import layer_product
 from certbound.lipschitz.path_norms import path_bound
 from certbound.lipschitz.product import Outputs
@@ -35,7 +36,6 @@ AUTO_SECONDS = 60.0
 _RATE = 3e10
 """Operations a second of one core, for estimates."""
 _REFINED = 5
-_FULL = 6000
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _choose(network: Network, norm: float, request: _Request) -> tuple[Method, s
     # sweeps for every pair of layers, and up to first_order.FULL_LIMIT variables one Hessian
     pairs = len(widths) ** 2 * max(max(a, b) ** 3 for a, b in pairwise(widths)) if len(widths) > 1 else 0
     hidden = sum(widths[1:])
-    first = 60.0 * (15.0 * pairs + (hidden**3 / 3 if hidden <= _FULL else 0)) / _RATE
+    first = 60.0 * (15.0 * pairs + (hidden**3 / 3 if hidden <= FULL_LIMIT else 0)) / _RATE
     if len(widths) == 1:
         return "closed-form", "auto: one affine map: exact"
     if request.device is not None:
@@ -117,7 +117,6 @@ def _on_system(network: Network, norm: float, outputs: Outputs, chosen: Method, 
     with steps_bar(f"LipSDP by {chosen}", enabled=request.progress and chosen != "closed-form") as show:
         asked = SystemRequest(
             cast("Any", chosen), request.tolerance, request.time_limit, request.device, request.above, show,
-            sdp_chain.BARRIER_LIMIT,
         )  # fmt: skip
         certificate, status, stats = system_bound(network, norm, outputs, request.ball, asked)
     bound = layer_product(network, norm, outputs) if certificate is None else certificate.bound
@@ -153,9 +152,11 @@ def _cheapest(network: Network, norm: float, outputs: Outputs, chosen: Method, r
     best = min(others, key=lambda b: b.value, default=result.bound)
     if best.value >= result.value:
         return result
-    # what the gap was measured for is no longer the answer: a bound below the relaxation's own is nearer to it
-    stats = tuple((k, 0.0 if k == "gap" else v) for k, v in result.stats)
-    return replace(result, bound=best, certificate=best.certificate, stats=stats)
+    stats = dict(result.stats)
+    gap = result.gap
+    if gap is not None:  # to the same dual bound
+        stats["gap"] = max(0.0, (1.0 + gap) * best.value / result.value - 1.0)
+    return replace(result, bound=best, certificate=best.certificate, stats=tuple(stats.items()))
 
 
 def _one(network: Network, norm: float, outputs: Outputs, request: _Request) -> Result:
@@ -281,11 +282,12 @@ def lipschitz_sdp(
         come from certified pre-activation bounds; never above the bound over all inputs.
     method : ``barrier`` (the optimum, up to 4,000 rows of M), ``first-order`` (anytime, torch, on any device),
         ``closed-form`` (any size), ``path-norms`` (LipLT: no SDP), ``cvxpy`` (the reference for plain chains, up to
-        300 rows), ``auto``: the barrier
-        where it is estimated to take at most a minute (or the time limit), else first-order, else the closed form; of
-        margins the largest five are solved (any other method solves all). ``stats`` say what was chosen and why.
-    tolerance : relative distance to the optimum of the relaxation at which the barrier ends. ``.gap`` is what was
-        reached, by a dual bound (numerical); None where it is not known.
+        300 rows), ``auto``: the barrier where it is estimated to take at most a minute (or the time limit), else
+        first-order, else the smaller of closed form and path norms; of margins the largest five are solved (any other
+        method solves all). ``stats`` say what was chosen and why.
+    tolerance : relative distance to the optimum of the relaxation at which the barrier ends; first-order ends at 1e-3
+        of an estimate of its own, or at this if it is larger. ``.gap`` is what was reached, by a dual bound
+        (numerical); None where it is not known.
     time_limit : seconds for each result; on time-out the best bound so far, with status TIME_LIMIT.
     device : of the first-order solver, as torch names it (``"cpu"``, ``"cuda"``).
     progress : a bar on stderr.

@@ -27,7 +27,14 @@ from certbound.arrays import F64, frozen
 from certbound.bound import Bound, Claim
 from certbound.certificate import Saveable, Stored, finish, take, take_array
 from certbound.errors import CertificateError
-from certbound.lipschitz.product import Outputs, product_bound, proved_product, read_norms, read_outputs
+from certbound.lipschitz.product import (
+    Outputs,
+    plain_outputs,
+    product_bound,
+    proved_product,
+    read_norms,
+    read_outputs,
+)
 from certbound.lipschitz.recursion import forward, forward_solve
 from certbound.network import Network, as_network
 from certbound.norms.dense import spectral_norm
@@ -318,13 +325,13 @@ class SdpCertificate(Saveable):
         arrays: dict[str, Any] = {}
         proofs: list[dict[str, Any]] = []
         for i, p in enumerate(self.proofs):
-            proofs.append({"outputs": _plain(p.outputs), "value": p.value, "s": p.s, "exponents": list(p.exponents),
-                           "layers": len(p.t), "norms": list(p.norms)})  # fmt: skip
+            proofs.append({"outputs": plain_outputs(p.outputs), "value": p.value, "s": p.s,
+                           "exponents": list(p.exponents), "layers": len(p.t), "norms": list(p.norms)})  # fmt: skip
             arrays |= {f"t.{i}.{j}": x for j, x in enumerate(p.t)}
             if p.d is not None:
                 arrays[f"d.{i}"] = p.d
-        fields = {"subject": self.subject, "norm": self.norm, "outputs": _plain(self.outputs), "value": self.value,
-                  "method": self.method, "proofs": proofs}  # fmt: skip
+        fields = {"subject": self.subject, "norm": self.norm, "outputs": plain_outputs(self.outputs),
+                  "value": self.value, "method": self.method, "proofs": proofs}  # fmt: skip
         return Stored(self.kind, fields, arrays)
 
     @classmethod
@@ -360,10 +367,6 @@ class SdpCertificate(Saveable):
 
 def _indices(outputs: Outputs) -> tuple[int, ...]:
     return outputs if isinstance(outputs, tuple) else (int(outputs),)
-
-
-def _plain(outputs: Outputs) -> str | int | list[int]:
-    return list(outputs) if isinstance(outputs, tuple) else outputs
 
 
 __all__ = ["SOURCE", "Problem", "Proof", "SdpCertificate", "certify", "proves", "value_of"]

@@ -17,7 +17,7 @@ import numpy as np
 from certbound.arrays import F64
 from certbound.bound import Bound, Claim, Result
 from certbound.errors import MissingDependencyError
-from certbound.lipschitz import barrier, sdp_cvxpy
+from certbound.lipschitz import barrier, first_order, sdp_cvxpy
 from certbound.lipschitz.pattern_pair import triangular_factor
 from certbound.lipschitz.product import Outputs, certified_product, output_row, product_bound
 from certbound.lipschitz.recursion import recursion_2, recursion_inf
@@ -26,7 +26,7 @@ from certbound.lipschitz.sdp_certificate import SOURCE, Problem, Proof, SdpCerti
 from certbound.network import Network
 from certbound.types import Quantity, Rigor, Sense, Status
 
-_FIRST_ORDER = 1e-3
+FIRST_ORDER = 1e-3
 """Where the first-order solver ends at the earliest: its own estimate is some hundred times too careful."""
 
 Solver = Literal["barrier", "first-order", "cvxpy"]
@@ -93,11 +93,9 @@ def _answer(
         answer = sdp_cvxpy.SolverAnswer(reached.multipliers, reached.value, "barrier", reached.status)
         return answer, f"barrier ({reached.status}, {reached.steps} steps)", reached.excess
     if options.solver == "first-order":
-        from certbound.lipschitz import first_order
-
         found = first_order.solve(
             [(w, None, None) for w in unit], head, norm, device=options.device, time_limit=options.left,
-            tolerance=max(options.tolerance, _FIRST_ORDER), progress=options.progress,
+            tolerance=max(options.tolerance, FIRST_ORDER), progress=options.progress,
         )  # fmt: skip
         if found is None:
             return None, "first-order (a constant network)", math.inf

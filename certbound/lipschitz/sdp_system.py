@@ -18,12 +18,14 @@ import numpy.typing as npt
 
 from certbound.arrays import F64
 from certbound.errors import MissingDependencyError, NumericalError
+from certbound.lipschitz import first_order, sdp_chain
 from certbound.lipschitz.barrier import Limits, Lmi, Row, newton
 from certbound.lipschitz.product import Outputs
+from certbound.lipschitz.region_slopes import slopes_on
 from certbound.lipschitz.riccati import closed_form, metric, storage
 from certbound.lipschitz.sdp_chain import gap_of, status_of
 from certbound.lipschitz.system import Map, Slopes, System, reduced
-from certbound.lipschitz.system_certificate import SystemCertificate, SystemProof, certify, slopes_on
+from certbound.lipschitz.system_certificate import SystemCertificate, SystemProof, certify
 from certbound.network import Ball, Network
 from certbound.types import Status
 
@@ -46,7 +48,6 @@ class SystemRequest:
     device: object = None
     above: float = math.inf
     progress: Callable[[int, float], None] | None = None
-    row_limit: int = 4000
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +106,8 @@ def _solved(
     excess = math.inf
     stats: list[tuple[str, float | str]] = [("LMI size", float(small.size))]
     if request.solver == "barrier":
-        if small.size > request.row_limit:
-            sizes = (("LMI size", float(small.size)), ("limit", float(request.row_limit)))
+        if small.size > sdp_chain.BARRIER_LIMIT:
+            sizes = (("LMI size", float(small.size)), ("limit", float(sdp_chain.BARRIER_LIMIT)))
             return replace(closed, status=Status.TOO_LARGE, stats=sizes)
         lmi, alive = system_lmi(small, infinity)
         limits = Limits(0.9 * request.tolerance, request.left, request.above**2 / unit, request.progress)
@@ -120,12 +121,10 @@ def _solved(
             t.append(whole)
         stats.append(("solver", f"barrier ({said}, {reached.steps} steps)"))
     else:
-        from certbound.lipschitz import first_order
-
         try:
             answer = first_order.solve(
                 small.plain, small.head.matrix, norm, device=request.device, time_limit=request.left,
-                tolerance=max(request.tolerance, 1e-3),
+                tolerance=max(request.tolerance, sdp_chain.FIRST_ORDER),
                 start=tuple(t0), progress=request.progress,
             )  # fmt: skip
         except MissingDependencyError as error:

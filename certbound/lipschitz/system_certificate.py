@@ -26,17 +26,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from certbound.activations import Activation
 from certbound.arrays import F64, frozen
 from certbound.bound import Bound, Claim
 from certbound.certificate import Saveable, Stored, finish, take, take_array
 from certbound.errors import CertificateError, NumericalError
-from certbound.lipschitz.preactivation import PreactivationBounds, preactivation_bounds
-from certbound.lipschitz.product import Outputs, error_norm, proves_norm, read_outputs
-from certbound.lipschitz.riccati import largest_in, storage
+from certbound.lipschitz.product import Outputs, error_norm, plain_outputs, proves_norm, read_outputs
+from certbound.lipschitz.region_slopes import FIELDS, check_region, restore_region, store_region
+from certbound.lipschitz.riccati import largest_in, metric, storage
 from certbound.lipschitz.sdp_certificate import SOURCE
 from certbound.lipschitz.system import Map, Slopes, Step, System
-from certbound.network import Ball, Layer, Network, ReLU, Residual, as_network
+from certbound.network import Ball, Network, as_network
 from certbound.rounding import TINY, U, check_arithmetic, positive_definite, quick_norm, sqrt_up, up
 from certbound.types import GLOBAL, Quantity, Rigor, Sense
 
@@ -66,35 +65,6 @@ class SystemProof:
     d: F64 | None = None
     s: float = 0.0
     slack: float = 0.0
-
-
-def activations(layers: Sequence[Layer]) -> list[Activation]:
-    """Every activation layer in order of execution; of a residual block the body first."""
-    found: list[Activation] = []
-    for layer in layers:
-        if isinstance(layer, Residual):
-            found += activations(layer.body) + activations(layer.shortcut)
-        elif isinstance(layer, ReLU):
-            found.append(Activation("relu"))
-        elif isinstance(layer, Activation):
-            found.append(layer)
-    return found
-
-
-def slopes_on(network: Network, ball: Ball, *, air: float = 0.0) -> list[Slopes]:
-    """Enclosures of every activation layer's slopes on the ball, from certified pre-activation bounds.
-
-    ``air`` widens those bounds, relative to their size, so that another machine's bounds imply the same slopes.
-    """
-    bounds: PreactivationBounds = preactivation_bounds(network, ball)
-    result: list[Slopes] = []
-    for activation, low, high in zip(activations(network.layers), bounds.lower, bounds.upper, strict=True):
-        with np.errstate(over="ignore"):
-            size = np.abs(low) + np.abs(high)
-        size = np.where(np.isfinite(size), size, 0.0)
-        room = air * size + air * float(np.max(size, initial=0.0))
-        result.append(activation.slopes(low - room, high + room))
-    return result
 
 
 def proves(system: System, t: Sequence[F64], d: F64, s: float, slack: float, *, air: float = 1.0) -> bool:
@@ -198,8 +168,6 @@ def certify(system: System, outputs: Outputs, norm: float, t: Sequence[F64], d: 
         if P is None:
             return None
         if d is None:
-            from certbound.lipschitz.riccati import metric
-
             own = metric(P[0]) if math.isinf(norm) else np.ones(system.n_inputs)
         else:
             own = d
@@ -228,6 +196,32 @@ def linear(system: System, outputs: Outputs, norm: float) -> SystemProof | None:
             return SystemProof(outputs, up(value * (1.0 + 2.0**-50)))
         step *= 4.0
     return None
+
+
+def check_proof(network: Network, p: SystemProof, norm: float, slopes: Sequence[Slopes] | None, kind: str) -> None:
+    """CertificateError unless the proof's value bounds its outputs for a network with these slopes."""
+    try:
+        system = System.of(network, p.outputs, slopes)
+    except NumericalError as error:
+        raise CertificateError(f"{kind}: {error}") from error
+    if not p.t:
+        if system.steps:
+            raise CertificateError(f"{kind}: a proof without multipliers for {len(system.steps)} layers")
+        if p.d is not None or p.s != 0.0 or p.slack != 0.0:
+            raise CertificateError(f"{kind}: a metric for a map that is linear")
+        if not proves_norm(system.head.matrix, norm, p.value, error_norm(system.head.error, norm)):
+            raise CertificateError(f"{kind}: {p.value!r} is not proved to bound the norm of the linear map")
+        return
+    if math.isinf(norm) and len(system.head.matrix) != 1:
+        raise CertificateError(f"{kind}: multipliers for several outputs say nothing of the largest against inf")
+    fits = [len(x) for x in p.t] == [len(s.W.matrix) for s in system.steps]
+    if not fits or p.d is None or p.d.shape != (network.n_inputs,):
+        raise CertificateError(f"{kind}: multipliers of other sizes than the network's")
+    if not proves(system, p.t, p.d, p.s, p.slack):
+        raise CertificateError(f"{kind}: the multipliers of outputs {p.outputs!r} do not prove s = {p.s!r}")
+    proved = value_of(p.d, p.s, norm)
+    if not proved <= p.value:
+        raise CertificateError(f"{kind}: the multipliers prove {proved!r}, {p.value!r} is claimed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,74 +266,30 @@ class SystemCertificate(Saveable):
             blocks = list(range(network.n_outputs))
         if [p.outputs for p in self.proofs] != blocks:
             raise self._refusal(f"proofs for the outputs {[p.outputs for p in self.proofs]}; needed {blocks}")
-        self._check_slopes(network)
+        check_region(network, self.ball, self.slopes, self.kind)
         for p in self.proofs:
             indices = () if p.outputs == "all" else p.outputs if isinstance(p.outputs, tuple) else (int(p.outputs),)
             if not all(0 <= i < network.n_outputs for i in indices):
                 raise self._refusal(f"outputs {p.outputs!r} of a network with {network.n_outputs}")
             if not p.value <= self.value:  # so that NaN fails
                 raise self._refusal(f"outputs {p.outputs!r} are bounded by {p.value!r}, {self.value!r} is claimed")
-            self._check(network, p)
+            check_proof(network, p, self.norm, None if self.ball is None else self.slopes, self.kind)
         return True
-
-    def _check_slopes(self, network: Network) -> None:
-        if self.ball is None:
-            if self.slopes:
-                raise self._refusal("slopes without a ball")
-            return
-        if self.ball.center.size != network.n_inputs:
-            raise self._refusal(f"a ball in {self.ball.center.size} dimensions; needed {network.n_inputs}")
-        needed = slopes_on(network, self.ball)
-        if len(needed) != len(self.slopes):
-            raise self._refusal(f"slopes of {len(self.slopes)} layers; needed {len(needed)}")
-        for i, ((low, high), (least, most)) in enumerate(zip(self.slopes, needed, strict=True)):
-            fits = low.shape == high.shape == least.shape
-            if not fits or not bool(np.all((low <= least) & (high >= most))):  # so that NaN fails
-                raise self._refusal(f"the slopes of activation layer {i} are not those of every input of the ball")
-
-    def _check(self, network: Network, p: SystemProof) -> None:
-        try:
-            system = System.of(network, p.outputs, None if self.ball is None else self.slopes)
-        except NumericalError as error:
-            raise self._refusal(str(error)) from error
-        if not p.t:
-            if system.steps:
-                raise self._refusal(f"no multipliers for {len(system.steps)} layers")
-            if not proves_norm(system.head.matrix, self.norm, p.value, error_norm(system.head.error, self.norm)):
-                raise self._refusal(f"{p.value!r} is not proved to bound the norm of the linear map")
-            return
-        if math.isinf(self.norm) and len(system.head.matrix) != 1:
-            raise self._refusal(
-                "multipliers for several outputs at once, against the largest of which they say nothing"
-            )
-        fits = [len(x) for x in p.t] == [len(s.W.matrix) for s in system.steps]
-        if not fits or p.d is None or p.d.shape != (network.n_inputs,):
-            raise self._refusal("multipliers of other sizes than the network's")
-        if not proves(system, p.t, p.d, p.s, p.slack):
-            raise self._refusal(f"the multipliers of outputs {p.outputs!r} do not prove s = {p.s!r}")
-        proved = value_of(p.d, p.s, self.norm)
-        if not proved <= p.value:
-            raise self._refusal(f"the multipliers prove {proved!r}, {p.value!r} is claimed")
 
     def stored(self) -> Stored:
         """For :func:`certbound.certificate.to_bytes`."""
         arrays: dict[str, Any] = {}
         proofs: list[dict[str, Any]] = []
         for i, p in enumerate(self.proofs):
-            proofs.append({"outputs": _plain(p.outputs), "value": p.value, "s": p.s, "slack": p.slack,
+            proofs.append({"outputs": plain_outputs(p.outputs), "value": p.value, "s": p.s, "slack": p.slack,
                            "layers": len(p.t)})  # fmt: skip
             arrays |= {f"t.{i}.{j}": x for j, x in enumerate(p.t)}
             if p.d is not None:
                 arrays[f"d.{i}"] = p.d
-        for i, (low, high) in enumerate(self.slopes):
-            arrays |= {f"low.{i}": low, f"high.{i}": high}
-        ball = self.ball
-        if ball is not None:
-            arrays["center"] = ball.center
-        fields = {"subject": self.subject, "norm": self.norm, "outputs": _plain(self.outputs), "value": self.value,
-                  "method": self.method, "proofs": proofs, "slopes": len(self.slopes),
-                  "radius": None if ball is None else ball.radius,
-                  "ball norm": None if ball is None else ball.norm}  # fmt: skip
+        region, more = store_region(self.ball, self.slopes)
+        fields = {"subject": self.subject, "norm": self.norm, "outputs": plain_outputs(self.outputs),
+                  "value": self.value, "method": self.method, "proofs": proofs, **region}  # fmt: skip
+        arrays |= more
         return Stored(self.kind, fields, arrays)
 
     @classmethod
@@ -349,48 +299,28 @@ class SystemCertificate(Saveable):
         expected: list[str] = []
         for i, item in enumerate(take(stored, "proofs", list)):
             part = Stored(stored.kind, item if isinstance(item, dict) else {}, {})
-            names = [f"t.{i}.{j}" for j in range(_count(part, "layers"))]
+            layers = take(part, "layers", int)
+            if not 0 <= layers <= 10_000:
+                raise CertificateError(f"{cls.kind}: a proof of {layers} layers")
+            names = [f"t.{i}.{j}" for j in range(layers)]
             d = take_array(stored, f"d.{i}", ndim=1) if names else None
             expected += [*names, *([f"d.{i}"] if names else [])]
             t = tuple(take_array(stored, n, ndim=1) for n in names)
             proofs.append(SystemProof(read_outputs(part, "outputs"), take(part, "value", float), t, d,
                                       take(part, "s", float), take(part, "slack", float)))  # fmt: skip
             finish(part, fields=("outputs", "value", "s", "slack", "layers"))
-        layers = range(_count(stored, "slopes"))
-        slopes = tuple(
-            (take_array(stored, f"low.{i}", ndim=1), take_array(stored, f"high.{i}", ndim=1)) for i in layers
-        )
-        expected += [name for i in layers for name in (f"low.{i}", f"high.{i}")]
-        ball = None
-        if take(stored, "radius", float, type(None)) is not None:
-            center = take_array(stored, "center")
-            ball = Ball(center, take(stored, "radius", float), take(stored, "ball norm", float))
-            expected.append("center")
-        elif take(stored, "ball norm", float, type(None)) is not None:
-            raise CertificateError(f"{cls.kind}: a norm of a ball without its radius")
+        ball, slopes, names = restore_region(stored)
+        expected += names
         if not set(take(stored, "method", str).split("; ")) <= set(METHODS):
             raise CertificateError(f"{cls.kind}: the method is {take(stored, 'method', str)[:80]!r}")
         result = cls(take(stored, "subject", str), take(stored, "norm", float), read_outputs(stored, "outputs"),
                      take(stored, "value", float), tuple(proofs), take(stored, "method", str), ball,
                      slopes)  # fmt: skip
-        finish(stored, arrays=expected, fields=(
-            "subject", "norm", "outputs", "value", "method", "proofs", "slopes", "radius", "ball norm",
-        ))  # fmt: skip
+        finish(stored, arrays=expected, fields=("subject", "norm", "outputs", "value", "method", "proofs", *FIELDS))
         return result
 
     def _refusal(self, reason: str) -> CertificateError:
         return CertificateError(f"{self.kind}: {reason}")
 
 
-def _count(stored: Stored, name: str) -> int:
-    n = take(stored, name, int)
-    if not 0 <= n <= 10_000:
-        raise CertificateError(f"{stored.kind}: {name} is {n}")
-    return n
-
-
-def _plain(outputs: Outputs) -> str | int | list[int]:
-    return list(outputs) if isinstance(outputs, tuple) else outputs
-
-
-__all__ = ["SystemCertificate", "SystemProof", "certify", "proves", "slopes_on", "value_of"]
+__all__ = ["SystemCertificate", "SystemProof", "certify", "check_proof", "proves", "value_of"]

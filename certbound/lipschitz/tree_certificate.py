@@ -25,11 +25,12 @@ import numpy.typing as npt
 from certbound.arrays import F64, I64, frozen
 from certbound.bound import Bound, Claim
 from certbound.certificate import Saveable, Stored, finish, take, take_array
-from certbound.errors import CertificateError, NumericalError
+from certbound.errors import CertificateError
 from certbound.lipschitz.empty_cells import Chain, Form, contradiction
-from certbound.lipschitz.product import Outputs, error_norm, proves_norm, read_outputs
-from certbound.lipschitz.system import Slopes, System, activation_widths
-from certbound.lipschitz.system_certificate import SystemProof, activations, proves, slopes_on, value_of
+from certbound.lipschitz.product import Outputs, plain_outputs, read_outputs
+from certbound.lipschitz.region_slopes import FIELDS, activations, check_region, restore_region, store_region
+from certbound.lipschitz.system import Slopes, activation_widths
+from certbound.lipschitz.system_certificate import SystemProof, check_proof
 from certbound.network import Ball, Network, as_network
 from certbound.rounding import check_arithmetic
 from certbound.types import GLOBAL, Quantity, Rigor, Sense
@@ -190,27 +191,12 @@ class TreeCertificate(Saveable):
         indices = () if self.outputs == "all" else self.outputs if isinstance(self.outputs, tuple) else (self.outputs,)
         if not all(isinstance(i, int) and 0 <= i < network.n_outputs for i in indices):
             raise self._refusal(f"outputs {self.outputs!r} of a network with {network.n_outputs}")
-        self._check_slopes(network)
+        check_region(network, self.ball, self.slopes, self.kind)
         neurons = Neurons.of(network, None if self.ball is None else self.slopes)
         chain = Chain.of(network)
         for tree in self.trees:
             self._check_tree(network, chain, neurons, tree)
         return True
-
-    def _check_slopes(self, network: Network) -> None:
-        if self.ball is None:
-            if self.slopes:
-                raise self._refusal("slopes without a ball")
-            return
-        if self.ball.center.size != network.n_inputs:
-            raise self._refusal(f"a ball in {self.ball.center.size} dimensions; needed {network.n_inputs}")
-        needed = slopes_on(network, self.ball)
-        if len(needed) != len(self.slopes):
-            raise self._refusal(f"slopes of {len(self.slopes)} layers; needed {len(needed)}")
-        for i, ((low, high), (least, most)) in enumerate(zip(self.slopes, needed, strict=True)):
-            fits = low.shape == high.shape == least.shape
-            if not fits or not bool(np.all((low <= least) & (high >= most))):  # so that NaN fails
-                raise self._refusal(f"the slopes of activation layer {i} are not those of every input of the ball")
 
     def _check_tree(self, network: Network, chain: Chain | None, neurons: Neurons, tree: Tree) -> None:
         proofs, empty = iter(tree.proofs), iter(tree.empty)
@@ -223,7 +209,7 @@ class TreeCertificate(Saveable):
                     raise self._refusal(f"a proof for the outputs {proof.outputs!r} in the tree of {tree.outputs!r}")
                 if not proof.value <= self.value:  # so that NaN fails
                     raise self._refusal(f"a leaf is bounded by {proof.value!r}, {self.value!r} is claimed")
-                self._check_proof(network, leaf, proof)
+                check_proof(network, proof, self.norm, leaf.slopes, self.kind)
         if next(proofs, None) is not None or next(empty, None) is not None:
             raise self._refusal("evidence without a leaf")
 
@@ -252,28 +238,6 @@ class TreeCertificate(Saveable):
         if not cell_is_empty(chain, leaf, path, chosen):
             raise self._refusal(f"the signs of the neurons {list(chosen)} do not contradict each other")
 
-    def _check_proof(self, network: Network, leaf: Neurons, p: SystemProof) -> None:
-        try:
-            system = System.of(network, p.outputs, leaf.slopes)
-        except NumericalError as error:
-            raise self._refusal(str(error)) from error
-        if not p.t:
-            if system.steps:
-                raise self._refusal(f"a leaf without multipliers for {len(system.steps)} layers")
-            if p.d is not None or p.s != 0.0 or p.slack != 0.0:
-                raise self._refusal("a metric for a leaf whose map is linear")
-            if not proves_norm(system.head.matrix, self.norm, p.value, error_norm(system.head.error, self.norm)):
-                raise self._refusal(f"{p.value!r} is not proved to bound the norm of the linear map of a leaf")
-            return
-        fits = [len(x) for x in p.t] == [len(s.W.matrix) for s in system.steps]
-        if not fits or p.d is None or p.d.shape != (network.n_inputs,):
-            raise self._refusal("multipliers of other sizes than the leaf's")
-        if not proves(system, p.t, p.d, p.s, p.slack):
-            raise self._refusal(f"the multipliers of a leaf do not prove s = {p.s!r}")
-        proved = value_of(p.d, p.s, self.norm)
-        if not proved <= p.value:
-            raise self._refusal(f"the multipliers of a leaf prove {proved!r}, {p.value!r} is claimed")
-
     def stored(self) -> Stored:
         """For :func:`certbound.certificate.to_bytes`: what the leaves have, one after the other."""
         arrays: dict[str, Any] = {}
@@ -293,15 +257,10 @@ class TreeCertificate(Saveable):
                 f"signs.{i}": _integers([len(x) for x in tree.empty]),
                 f"neurons.{i}": _integers([n for x in tree.empty for n in x]),
             }
-        for i, (low, high) in enumerate(self.slopes):
-            arrays |= {f"low.{i}": low, f"high.{i}": high}
-        ball = self.ball
-        if ball is not None:
-            arrays["center"] = ball.center
-        fields = {"subject": self.subject, "norm": self.norm, "outputs": _plain(self.outputs), "value": self.value,
-                  "trees": [_plain(t.outputs) for t in self.trees], "slopes": len(self.slopes),
-                  "radius": None if ball is None else ball.radius,
-                  "ball norm": None if ball is None else ball.norm}  # fmt: skip
+        region, more = store_region(self.ball, self.slopes)
+        fields = {"subject": self.subject, "norm": self.norm, "outputs": plain_outputs(self.outputs),
+                  "value": self.value, "trees": [plain_outputs(t.outputs) for t in self.trees], **region}  # fmt: skip
+        arrays |= more
         return Stored(self.kind, fields, arrays)
 
     @classmethod
@@ -314,25 +273,11 @@ class TreeCertificate(Saveable):
             trees.append(_restored_tree(stored, i, read_outputs(part, "outputs")))
             expected += [f"{name}.{i}" for name in ("nodes", "values", "factors", "slacks", "layers", "widths", "t",
                                                     "d", "signs", "neurons")]  # fmt: skip
-        count = take(stored, "slopes", int)
-        if not 0 <= count <= 10_000:
-            raise CertificateError(f"{cls.kind}: slopes of {count} layers")
-        slopes = tuple(
-            (take_array(stored, f"low.{i}", ndim=1), take_array(stored, f"high.{i}", ndim=1)) for i in range(count)
-        )
-        expected += [name for i in range(count) for name in (f"low.{i}", f"high.{i}")]
-        ball = None
-        if take(stored, "radius", float, type(None)) is not None:
-            center = take_array(stored, "center")
-            ball = Ball(center, take(stored, "radius", float), take(stored, "ball norm", float))
-            expected.append("center")
-        elif take(stored, "ball norm", float, type(None)) is not None:
-            raise CertificateError(f"{cls.kind}: a norm of a ball without its radius")
+        ball, slopes, names = restore_region(stored)
+        expected += names
         result = cls(take(stored, "subject", str), take(stored, "norm", float), read_outputs(stored, "outputs"),
                      take(stored, "value", float), tuple(trees), ball, slopes)  # fmt: skip
-        finish(stored, arrays=expected, fields=(
-            "subject", "norm", "outputs", "value", "trees", "slopes", "radius", "ball norm",
-        ))  # fmt: skip
+        finish(stored, arrays=expected, fields=("subject", "norm", "outputs", "value", "trees", *FIELDS))
         return result
 
     def _refusal(self, reason: str) -> CertificateError:
@@ -376,10 +321,6 @@ def _next(items: Iterator[T], refusal: CertificateError) -> T:
 
 def _integers(values: Sequence[int]) -> I64:
     return np.array(values, dtype=np.int64)
-
-
-def _plain(outputs: Outputs) -> str | int | list[int]:
-    return list(outputs) if isinstance(outputs, tuple) else outputs
 
 
 __all__ = ["EMPTY", "METHOD", "PROVED", "Neurons", "Path", "Tree", "TreeCertificate", "cell_is_empty"]
