@@ -147,6 +147,7 @@ class Tree:
 class TreeCertificate(Saveable):
     """``Lip_p(f) <= value``, everywhere or on a ball, for the outputs named. :meth:`verify` needs numpy only.
 
+    >>> from certbound.lipschitz.system import System
     >>> from certbound.lipschitz.system_certificate import certify
     >>> net = Network.from_weights([[[1.0], [-1.0]], [[1.0, 1.0]]])  # |x|: off, off would be 0, on, on is 1 − 1
     >>> neurons = Neurons.of(net)
