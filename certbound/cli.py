@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from certbound.commands import attack, check, compare, demo, doctor, gate, verify
+from certbound.commands import attack, check, compare, compress, demo, doctor, gate, study, verify
 from certbound.commands.options import Subparsers
 from certbound.errors import CertboundError, CertificateError, InputError, LadderError, MissingDependencyError
 
@@ -44,6 +44,7 @@ examples:
   certbound compare --model net.py:make --weights w.safetensors --data mnist5k --delta 8/255 --norm inf
   certbound attack --weights net.npz --data test.npz --delta 0.5 --norm 2 --save adv.npz
   certbound gate --weights net.npz --data test.npz --delta 0.1 --norm 2 --min-certified-accuracy 0.8 --junit gate.xml
+  certbound compress --model net.py:make --weights w.safetensors --method epsilon-rows --epsilon 0.1 --out p.safetensors
   certbound verify bound.certificate --model net.py:make --weights w.safetensors
   certbound demo --quick --out results/quick
 """
@@ -54,8 +55,10 @@ _COMMANDS: Final[tuple[Callable[[Subparsers], None], ...]] = (
     compare.add,
     attack.add,
     gate.add,
+    compress.add,
     verify.add,
     demo.add,
+    study.add,
 )
 
 

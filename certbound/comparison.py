@@ -304,6 +304,7 @@ def compare(
     n_samples: int | None = None,
     time_limit: float | None = None,
     seed: int = 0,
+    effort: float = 1.0,
     progress: bool = False,
 ) -> Comparison:
     """Set every bound beside the gap that an attack really finds.
@@ -314,7 +315,8 @@ def compare(
     x, y : samples in [0, 1], shape (samples, …), and class indices. delta : radius in the units of x. norm : 2 or ∞.
     methods : names from ``certbound.methods.METHODS``; None runs those that are defaults.
     n_samples : a random subset (``seed``) of this size. time_limit : seconds; methods not started in time get
-        status TIME_LIMIT and a vacuous row. progress : a bar on stderr.
+        status TIME_LIMIT and a vacuous row. effort : how much the SDP row may compute, 1 is some ten seconds of a
+        core; a count of operations, so that equal calls give equal numbers. progress : a bar on stderr.
 
     Returns
     -------
@@ -336,6 +338,7 @@ def compare(
         n_samples=n_samples,
         time_limit=time_limit,
         seed=seed,
+        effort=effort,
         progress=progress,
     )[0]
 
@@ -351,6 +354,7 @@ def compare_curve(
     n_samples: int | None = None,
     time_limit: float | None = None,
     seed: int = 0,
+    effort: float = 1.0,
     progress: bool = False,
 ) -> tuple[Comparison, ...]:
     """:func:`compare` at several radii; Lipschitz constants are computed once."""
@@ -369,11 +373,13 @@ def compare_curve(
     p = parse_norm(norm)
     if time_limit is not None and not time_limit > 0:
         raise InputError("time_limit", got=repr(time_limit), needed="seconds > 0", fix="None means no limit")
+    if isinstance(effort, bool) or not isinstance(effort, (int, float)) or not 0 <= effort < math.inf:
+        raise InputError("effort", got=repr(effort), needed="a finite number >= 0", fix="1 is the default")
     chosen = _chosen(methods)
     indices = _subset(len(flat), n_samples, seed)
     flat, labels = flat[indices], labels[indices]
     deadline = None if time_limit is None else time.perf_counter() + time_limit
-    problem = Problem(Samples.of(network, flat, labels, p, (0.0, 1.0)), seed, indices, deadline)
+    problem = Problem(Samples.of(network, flat, labels, p, (0.0, 1.0)), seed, indices, deadline, float(effort))
     outcomes = [_prepare(problem, m) for m in track(chosen, "methods", enabled=progress)]
     return tuple(_evaluate(problem, outcomes, radius) for radius in track(radii, "deltas", enabled=progress))
 

@@ -42,6 +42,7 @@ class Problem:
     seed: int
     indices: I64  # of the samples in what the caller passed
     deadline: float | None = None
+    effort: float = 1.0  # of the SDP, in units of its default
 
     def seconds_left(self) -> float | None:
         """Seconds to the deadline; None without one."""
@@ -126,7 +127,9 @@ def _recursion(problem: Problem) -> Constants:
 
 
 def _sdp(problem: Problem) -> Constants:
-    values, status = margin_constants(problem.samples.network, problem.samples.norm, "sdp", problem.seconds_left())
+    values, status = margin_constants(
+        problem.samples.network, problem.samples.norm, "sdp", problem.seconds_left(), problem.effort
+    )
     return Constants(values, status)
 
 

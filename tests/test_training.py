@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from certbound.compress.low_rank import linear_groups, linear_maps, low_rank_linear, relu_network
+from certbound.compress.factorised import linear_groups, linear_maps, low_rank_linear, relu_network
 from certbound.compress.penalties import (
     nuclear_norm_penalty,
     nuclear_norm_proximal_step,

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from certbound.compress.low_rank import PURPOSE, relu_network
-from certbound.compress.penalties import nuclear_norm_proximal_step
+from certbound.compress.factorised import PURPOSE, relu_network
+from certbound.compress.training import Training, accuracy, train
 from certbound.demo.data import Split
-from certbound.errors import CertboundError, InputError
+from certbound.errors import InputError
 from certbound.io.to_torch import import_torch
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 log = logging.getLogger(__name__)
-
-PROX_EVERY: Final = 8
-"""Optimiser steps between two proximal steps: an SVD each step would take most of the training time."""
-
 
 RANKS: Final = (100, 50, 20, 10, 5)
 """The ranks of the demo; on MNIST-5k test accuracy falls from 0.95 (100) to 0.88 (5)."""
@@ -48,16 +41,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(name, got=repr(value), needed="an integer >= 1", fix="pass a count")
-        for name, limit in (("nuclear", math.inf), ("lr", math.inf), ("momentum", 1.0)):
-            value = getattr(self, name)
-            if not math.isfinite(value) or not 0 <= value < limit:
-                raise InputError(
-                    name, got=repr(value), needed=f"a finite number in [0, {limit:g})", fix="see TrainConfig's defaults"
-                )
+        _ = self.training  # refuses what cannot be used
         if self.rank is not None and self.nuclear > 0:
             raise InputError(
                 "nuclear",
@@ -65,6 +49,13 @@ class TrainConfig:
                 needed="one of the two",
                 fix="leave out rank or nuclear",
             )
+
+    @property
+    def training(self) -> Training:
+        """What :func:`certbound.compress.training.train` is told."""
+        return Training(
+            self.epochs, self.lr, self.momentum, self.batch_size, penalties=(("nuclear", self.nuclear),)
+        )
 
     @property
     def name(self) -> str:
@@ -133,13 +124,9 @@ def train_fcn(
     bias: bool = True,
     device: str = "cpu",
 ) -> TrainedModel:
-    """Train a ReLU network with mean cross-entropy and SGD with momentum μ.
+    """Train a ReLU network by :func:`certbound.compress.training.train`, with mean cross-entropy.
 
-    The learning rate falls linearly, ``η_t = lr · (1 − t/T)``. ``nuclear`` = λ adds ``λ Σ_l ‖W^l‖_*`` (head
-    excluded) by proximal gradient: after every 8 steps, and after the last, the singular values are
-    soft-thresholded by ``τ = Σ_t η_t λ / (1 − μ)`` over the steps since the last time. ``η / (1 − μ)`` is how
-    far one gradient moves the weights in total under momentum, so that gradient and threshold balance
-    where the penalised loss is stationary.
+    ``nuclear`` = λ adds ``λ Σ_l ‖W^l‖_*`` (head excluded) by proximal steps.
 
     Parameters
     ----------
@@ -160,63 +147,9 @@ def train_fcn(
     n_classes = int(split.y_train.max()) + 1
     widths = (split.x_train.shape[1], *config.hidden, n_classes)
     model: Any = relu_network(widths, rank=config.rank, bias=config.bias, generator=generator)
-    try:
-        target = torch.device(config.device)
-        model.to(target)
-    except (RuntimeError, AssertionError) as error:  # "not compiled with CUDA" is an AssertionError
-        raise InputError(
-            "device", got=repr(config.device), needed="a device that torch can use here", fix="pass device='cpu'"
-        ) from error
-    x = torch.tensor(split.x_train, device=target)
-    y = torch.tensor(split.y_train, device=target)
-    started = time.perf_counter()
-    _fit(model, x, y, config, generator)
-    seconds = time.perf_counter() - started
-    model.eval().requires_grad_(False)
-    train_accuracy = _accuracy(model, x, y)
-    test_accuracy = _accuracy(
-        model, torch.tensor(split.x_test, device=target), torch.tensor(split.y_test, device=target)
-    )
-    trained = TrainedModel(model.cpu(), config, train_accuracy, test_accuracy, seconds)
+    history = train(model, split.x_train, split.y_train, config.training, seed=generator, device=config.device)
+    model.requires_grad_(False)
+    test_accuracy = accuracy(model, split.x_test, split.y_test)
+    trained = TrainedModel(model.cpu(), config, history.train_accuracy, test_accuracy, history.seconds)
     log.info("trained %s", trained)
     return trained
-
-
-def _fit(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, config: TrainConfig, generator: torch.Generator
-) -> None:
-    torch = import_torch(PURPOSE)
-    optimiser = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
-    n_steps = config.epochs * math.ceil(len(x) / config.batch_size)
-    per_step = config.nuclear / (1.0 - config.momentum)  # singular-value threshold per step and unit of η
-    owed = 0.0  # threshold of the steps since the last proximal step
-    model.train()
-    step = 0
-    for epoch in range(config.epochs):
-        total = torch.zeros((), device=x.device)
-        # drawn on the CPU, so that the order is the same on every device
-        order = torch.randperm(len(x), generator=generator).to(x.device)
-        for batch in order.split(config.batch_size):
-            eta = config.lr * (1.0 - step / n_steps)
-            optimiser.param_groups[0]["lr"] = eta
-            loss = torch.nn.functional.cross_entropy(model(x[batch]), y[batch])
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            total += loss.detach() * len(batch)
-            step += 1
-            owed += eta * per_step
-            # at the last step too, so that the weights returned are ones that the proximal map has made
-            if owed > 0 and (step % PROX_EVERY == 0 or step == n_steps):
-                nuclear_norm_proximal_step(model, owed)
-                owed = 0.0
-        mean = float(total) / len(x)
-        log.debug("%s epoch %d: mean loss %.4f", config.name, epoch + 1, mean)
-        if not math.isfinite(mean):
-            raise CertboundError(f"training diverged: mean loss {mean} in epoch {epoch + 1}; lower lr={config.lr:g}")
-
-
-def _accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
-    torch = import_torch(PURPOSE)
-    with torch.no_grad():
-        return float((model(x).argmax(dim=1) == y).double().mean())

@@ -34,10 +34,13 @@ def margin_constants(
     norm: float,
     method: Literal["closed-form", "sdp", "cvxpy"],
     time_limit: float | None = None,
+    effort: float = 1.0,
 ) -> tuple[F64, Status]:
     """Lipschitz constants of all margins ``f_j − f_y``: symmetric, 0 on the diagonal; and the worst status.
 
     A network with one output is read as the two classes (0, z). Each entry is at most the product of norms.
+    ``effort``: operations that ``sdp`` may spend, in units of some ten seconds of one core; it solves one programme at
+    least, and the fewer it solves the looser the other margins' constants are.
     """
     network = network.open_ended
     chain = network.chain
@@ -51,7 +54,7 @@ def margin_constants(
         values[pair] = min(value, multiply_up(ceiling, functional_bound(row, norm, pair).value))
     status = Status.OK
     if method != "closed-form" and chain.encoder:
-        status = _solve(network, norm, method, time_limit, values)
+        status = _solve(network, norm, method, time_limit, effort, values)
     constants = np.zeros((len(head), len(head)))
     for (j, y), value in values.items():
         constants[j, y] = constants[y, j] = value
@@ -63,6 +66,7 @@ def _solve(
     norm: float,
     method: Literal["sdp", "cvxpy"],
     time_limit: float | None,
+    effort: float,
     values: dict[tuple[int, int], float],
 ) -> Status:
     """Lower ``values`` in place, the largest first; the worst status."""
@@ -77,7 +81,7 @@ def _solve(
     size = sdp_cvxpy.lmi_size(network.chain.encoder, norm)
     if method == "sdp" and size > BARRIER_LIMIT:
         return Status.TOO_LARGE
-    solves = len(values) if method == "cvxpy" else max(1, int(_WORK / (_PER_SOLVE * size**3)))
+    solves = len(values) if method == "cvxpy" else max(1, int(effort * _WORK / (_PER_SOLVE * size**3)))
     status = Status.OK
     if solves < len(values):
         # one solution for the outputs together serves each pair well; that of a single pair serves no other

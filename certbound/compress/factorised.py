@@ -2,6 +2,7 @@
 
 A layer is two plain ``nn.Linear``, the first without a bias and with no activation between, so every
 tool that reads ``nn.Sequential`` (certbound's own IR, auto_LiRPA, attacks, ONNX export) reads it too.
+:func:`replace_by_pair` puts such a pair in the place of a layer that is there already.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
+from certbound.arrays import F64
 from certbound.errors import InputError, UnsupportedLayerError
 from certbound.io.to_torch import import_torch
 
@@ -140,8 +142,10 @@ def linear_groups(module: nn.Module) -> list[list[nn.Linear]]:
     def visit(part: Any, path: str) -> None:
         nonlocal after_linear
         if isinstance(part, nn_.Sequential):
-            for name, child in part.named_children():
-                visit(child, f"{path}.{name}")
+            # named_children() would name a ReLU that all layers share only once
+            for name, child in part._modules.items():
+                if child is not None:
+                    visit(child, f"{path}.{name}")
         elif isinstance(part, nn_.Linear):
             if after_linear:
                 groups[-1].append(part)
@@ -179,3 +183,120 @@ def linear_maps(module: nn.Module) -> list[torch.Tensor]:
             product = layer.weight @ product
         maps.append(product)
     return maps
+
+
+def copy_values(target: torch.Tensor, values: F64, name: str) -> None:
+    """Write float64 ``values`` into a weight or bias, rounded to its dtype.
+
+    Raises
+    ------
+    InputError : a value that the dtype cannot hold (a float16 weight beyond 65504, say); nothing is written.
+
+    >>> import numpy as np, torch
+    >>> weight = torch.zeros(2, dtype=torch.float16)
+    >>> copy_values(weight, np.array([0.5, 3.0]), "weight")
+    >>> weight.tolist()
+    [0.5, 3.0]
+    """
+    torch = import_torch(PURPOSE)
+    rounded = torch.from_numpy(values).to(target.dtype)
+    if not bool(torch.isfinite(rounded).all()):
+        raise InputError(
+            name, got=f"numbers beyond the range of {target.dtype}", needed="finite weights",
+            fix="convert the model to a wider dtype first",
+        )  # fmt: skip
+    with torch.no_grad():
+        target.copy_(rounded.reshape(target.shape))
+
+
+def replace_by_pair(module: nn.Module, name: str, A: F64, B: F64) -> nn.Module:
+    """Put the two thin layers ``x ↦ A (B x) + b`` in the place of the layer with the weight ``name``.
+
+    An ``nn.Linear`` becomes two; a convolution becomes one of the same kernel, stride and padding to r channels and
+    one with a 1×1 kernel. The pair has the layer's bias, dtype, device and mode.
+
+    Parameters
+    ----------
+    module : changed in place, but where the layer is the module itself.
+    name : of the weight, as in ``module.named_parameters()``.
+    A : shape (outputs, r). B : shape (r, inputs), for a convolution (r, inputs · kernel), row by row as the weight.
+
+    Returns
+    -------
+    ``module``, or the pair if ``module`` is that layer.
+
+    Raises
+    ------
+    UnsupportedLayerError : no plain ``nn.Linear`` or ungrouped convolution; one with hooks; one inside a module of
+        torch's own that reads its weight (``nn.MultiheadAttention``, ``nn.TransformerEncoderLayer``).
+    InputError : numbers that the layer's dtype cannot hold.
+
+    >>> import numpy as np, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    >>> _ = replace_by_pair(net, "0.weight", np.array([[1.0], [2.0]]), np.array([[1.0, 0.0, 1.0]]))
+    >>> (net[0][1].weight @ net[0][0].weight).tolist()
+    [[1.0, 0.0, 1.0], [2.0, 0.0, 2.0]]
+    """
+    path, _, leaf = name.rpartition(".")
+    layer: Any = module.get_submodule(path)
+    _check_replaceable(module, path, leaf, layer)
+    pair = _pair(layer, A, B, name)
+    # a layer that is used in several places is at several paths
+    for other, found in list(module.named_modules(remove_duplicate=False)):
+        if found is layer and other:
+            parent, _, child = other.rpartition(".")
+            setattr(module.get_submodule(parent), child, pair)
+    return pair if layer is module else module
+
+
+def _check_replaceable(module: Any, path: str, leaf: str, layer: Any) -> None:
+    nn_ = import_torch(PURPOSE).nn
+    plain = leaf == "weight" and type(layer) in (nn_.Linear, nn_.Conv1d, nn_.Conv2d, nn_.Conv3d)
+    reason = ""
+    if not plain:
+        reason = f"the {leaf} of a {type(layer).__name__}"
+    elif getattr(layer, "groups", 1) != 1:
+        reason = f"a convolution in {layer.groups} groups"
+    elif layer._forward_hooks or layer._forward_pre_hooks:
+        reason = f"a {type(layer).__name__} with hooks"
+    elif path:
+        parent: Any = module.get_submodule(path.rpartition(".")[0])
+        containers = (nn_.Sequential, nn_.ModuleList, nn_.ModuleDict)
+        if type(parent).__module__.startswith("torch.nn.") and not isinstance(parent, containers):
+            reason = f"a layer of a {type(parent).__name__}, which reads its weight"
+    tied = [n for n, p in module.named_parameters(remove_duplicate=False) if p is getattr(layer, leaf, None)]
+    if not reason and any(module.get_submodule(n.rpartition(".")[0]) is not layer for n in tied):
+        reason = f"one weight of several layers ({', '.join(tied)})"
+    if reason:
+        raise UnsupportedLayerError(
+            path or "module",
+            got=reason,
+            needed="a plain nn.Linear or convolution of its own",
+            fix="pass factorise=False, which keeps the shapes",
+        )
+
+
+def _pair(layer: Any, A: F64, B: F64, name: str) -> Any:
+    torch = import_torch(PURPOSE)
+    outputs, rank = A.shape
+    bias = layer.bias is not None
+    place = {"dtype": layer.weight.dtype, "device": layer.weight.device}
+    cls = type(layer)
+    # skip_init: torch's own initialisation would draw from the global generator
+    make = torch.nn.utils.skip_init
+    if cls is torch.nn.Linear:
+        first = make(cls, layer.in_features, rank, bias=False, **place)
+        second = make(cls, rank, outputs, bias=bias, **place)
+    else:
+        first = make(
+            cls, layer.in_channels, rank, layer.kernel_size, stride=layer.stride, padding=layer.padding,
+            dilation=layer.dilation, padding_mode=layer.padding_mode, bias=False, **place,
+        )  # fmt: skip
+        second = make(cls, rank, outputs, 1, bias=bias, **place)
+    copy_values(first.weight, B, name)
+    copy_values(second.weight, A, name)
+    first.weight.requires_grad_(layer.weight.requires_grad)
+    second.weight.requires_grad_(layer.weight.requires_grad)
+    if bias:
+        second.bias = layer.bias  # the parameter itself: it may be shared
+    return torch.nn.Sequential(first, second).train(layer.training)

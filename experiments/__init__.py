@@ -1,0 +1,1 @@
+"""The studies of the paper, re-run: see the README beside this file."""

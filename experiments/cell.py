@@ -1,0 +1,145 @@
+"""One cell: load the data, train the model, change it, measure it. A pure function of configuration and seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from certbound.compress import pruning, truncation
+from certbound.compress.factorised import linear_groups, relu_network
+from certbound.compress.training import train
+from certbound.compress.transfer import frozen_encoder
+from certbound.errors import InputError
+from certbound.io.torch_module import from_module
+from experiments.config import Config, Transfer, Transform
+from experiments.data import Images, load
+from experiments.measure import Model, Numbers, measure
+from experiments.study import Cell
+
+SECOND_MODEL = 1000
+"""Added to the seed of the model whose adversarial points are tried on a cell's own."""
+
+
+def run_cell(cell: Cell, *, device: str = "cpu", root: str | None = None) -> tuple[Numbers, dict[str, Any]]:
+    """The numbers of a cell, and the lists for pictures."""
+    return run_config(cell.point.config, cell.seed, device=device, root=root)
+
+
+def run_config(
+    config: Config, seed: int, *, device: str = "cpu", root: str | None = None
+) -> tuple[Numbers, dict[str, Any]]:
+    """Train and measure one configuration.
+
+    Raises
+    ------
+    InputError : data that are missing, settings that do not fit. LadderError : a bound on the wrong side.
+    """
+    images = task(config, seed, root)
+    module, history = trained(config, images, seed, device, root)
+    second = None
+    if config.measure.checks:
+        second = from_module(trained(config, images, seed + SECOND_MODEL, device, root)[0])
+    model = Model(module, from_module(module), images, seed, device, second)
+    numbers, details = measure(model, config.measure)
+    numbers["steps"] = float(history["steps"])
+    numbers["train_seconds"] = float(history["seconds"])
+    return numbers, details
+
+
+def task(config: Config, seed: int, root: str | None) -> Images:
+    """The data that the model is measured on."""
+    images = load(config.data, seed=seed, root=root)
+    if config.classes is not None:
+        images = images.restricted(config.classes)
+    return images if config.n_train is None else images.first(config.n_train, None)
+
+
+def trained(config: Config, images: Images, seed: int, device: str, root: str | None) -> tuple[Any, dict[str, Any]]:
+    """The module in eval mode on the CPU, after training, transfer and what is done to it afterwards."""
+    if config.transfer is None:
+        module = _network(config, images, seed)
+        history = _fit(module, config, images, seed, device)
+    else:
+        module, history = _transferred(config, config.transfer, images, seed, device, root)
+    if config.transform is not None:
+        module = transformed(module, config.transform, seed)
+    return module.cpu().eval().requires_grad_(False), history
+
+
+def _network(config: Config, images: Images, seed: int) -> Any:
+    import torch
+
+    n_classes = int(images.n_classes)
+    outputs = n_classes
+    generator = torch.Generator().manual_seed(seed)
+    widths = (images.x_train.shape[1], *config.hidden, outputs)
+    module = relu_network(widths, rank=config.rank, bias=config.bias, generator=generator)
+    if config.random_factor:
+        _freeze_inner_factors(module, generator)
+    if config.init_scale != 1.0:
+        module = truncation.scale_weights(module, config.init_scale)
+    return module
+
+
+def _freeze_inner_factors(module: Any, generator: Any) -> None:
+    """Control: W = A B with B a random projection, so that the rank is low but no direction was chosen by learning."""
+    import torch
+
+    for group in linear_groups(module)[:-1]:
+        inner = group[0].weight
+        q, _ = torch.linalg.qr(torch.randn(inner.shape[1], inner.shape[0], generator=generator))
+        with torch.no_grad():
+            inner.copy_(q.T)
+        inner.requires_grad_(False)
+
+
+def _fit(module: Any, config: Config, images: Images, seed: int, device: str) -> dict[str, Any]:
+    history = train(module, images.x_train, images.y_train, config.training, seed=seed, device=device)
+    return {"steps": history.steps, "seconds": history.seconds}
+
+
+def _transferred(
+    config: Config, transfer: Transfer, images: Images, seed: int, device: str, root: str | None
+) -> tuple[Any, dict[str, Any]]:
+    """An encoder trained on the source classes, frozen; a new linear head trained on the task."""
+    source = load(transfer.data or config.data, seed=seed, root=root).restricted(transfer.source)
+    module = _network(config, source, seed)
+    first = _fit(module, config, source, seed, device)
+    module = frozen_encoder(module, images.n_classes, seed=seed)
+    plain = replace(
+        config.training, penalties=(), frobenius=False, adversarial=None, universal=None, weight_decay=0.0,
+        epochs=transfer.epochs, lr=transfer.lr,
+    )  # fmt: skip
+    second = train(module, images.x_train, images.y_train, plain, seed=seed, device=device)
+    return module, {"steps": first["steps"] + second.steps, "seconds": first["seconds"] + second.seconds}
+
+
+def transformed(module: Any, transform: Transform, seed: int) -> Any:
+    """The module after pruning, projection or scaling; the given one is not changed."""
+    kind, amount = transform.kind, transform.amount
+    if kind == "epsilon-rows":
+        return pruning.epsilon_prune(module, amount).model
+    if kind == "epsilon-spectral":
+        return pruning.spectral_prune(module, amount).model
+    if kind in ("matched-rows", "matched-spectral"):
+        family: Any = kind.removeprefix("matched-")
+        wanted = pruning.epsilon_prune(module, amount) if family == "rows" else pruning.spectral_prune(module, amount)
+        ratio = pruning.ratio_for_size(module, wanted.kept_parameters, kind=family)
+        return pruning.uniform_prune(module, ratio, kind=family).model
+    if kind in ("uniform-rows", "uniform-spectral"):
+        return pruning.uniform_prune(module, amount, kind="rows" if kind == "uniform-rows" else "spectral").model
+    if kind in ("global-rows", "global-spectral"):
+        units: Any = kind.removeprefix("global-")
+        return pruning.uniform_prune(module, amount, kind=units, scope="global").model
+    if kind == "unstructured":
+        return pruning.uniform_prune(module, amount, kind="unstructured").model
+    if kind == "low-rank":
+        return truncation.low_rank(module, int(amount)).model
+    if kind == "random-rank":
+        return truncation.random_rank(module, int(amount), seed=seed).model
+    if kind == "scale":
+        return truncation.scale_weights(module, amount)
+    raise InputError("transform", got=repr(kind), needed="a kind of experiments.config.Kind", fix="see Transform")
+
+
+__all__ = ["run_cell", "run_config", "task", "trained", "transformed"]

@@ -1,0 +1,1 @@
+"""One study a file; ``experiments.study.find`` imports them by id."""
