@@ -268,9 +268,9 @@ def completeness(study: Study, rows: Sequence[Row]) -> str:
     have = {(r.arm, r.level, r.seed, r.key) for r in rows}
     said = []
     if wanted - have:
-        said.append(f"{len(wanted - have)} cells have no row")
+        said.append(f"cells without a row: {len(wanted - have)}")
     if have - wanted:
-        said.append(f"{len(have - wanted)} rows are of no cell that the study has now")
+        said.append(f"rows of no cell that the study has now: {len(have - wanted)}")
     return "; ".join(said) or COMPLETE
 
 

@@ -200,6 +200,9 @@ def meaning(measure: str) -> str | None:
     """What a measure is, in words; None for one that is not known."""
     if measure in _MEANING:
         return _MEANING[measure]
+    quantity, _, method = measure.partition("/")
+    if method and quantity.removeprefix("bound_") in NORMS:
+        return f"the {method} bound of the mean loss gap, {NORM_TITLE[quantity.removeprefix('bound_')]}"
     name, _, norm = measure.partition("@")[0].rpartition("_")
     if norm not in NORMS or name not in _MEANING:
         return None

