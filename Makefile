@@ -2,6 +2,8 @@
 #   make demo [SEEDS=5]   the demo, into results/demo        make test    the test suite
 #   make proofs           try to break every theorem (50 s)  make fuzz    1,000,000 matrices against rationals (resumable)
 #   make benchmark        Lipschitz bounds beside other tools' (hours, resumable), into results/lipschitz
+#   make studies [SEEDS=5]  the paper's experiments (an hour, resumable), into results/studies and experiments/RESULTS.md
+#   make smoke               every study in seconds, with its report
 #   make lint | types | doctest | imports | check (all)      make clean   remove .venv and caches
 
 SHELL := /bin/bash
@@ -10,7 +12,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
-SEEDS ?= 1
+SEEDS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -22,7 +24,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help install demo readme benchmark test proofs fuzz lint types doctest imports check clean
+.PHONY: help install demo readme benchmark studies smoke test proofs fuzz lint types doctest imports check clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -48,7 +50,7 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/certbound demo --out results/demo --seeds $(SEEDS)
+	$(BIN)/certbound demo --out results/demo --seeds $(or $(SEEDS),1)
 
 readme: $(STAMP)
 	$(BIN)/python docs/update_readme.py
@@ -56,6 +58,15 @@ readme: $(STAMP)
 benchmark: $(STAMP)
 	$(PIP) 'eclipse-nn>=0.1.7'
 	$(BIN)/python -m benchmarks.lipschitz --out results/lipschitz
+
+studies: $(STAMP)
+	$(BIN)/python -m experiments run all --scale cpu --seeds $(or $(SEEDS),5) --jobs 2 --out results/studies
+	$(BIN)/python -m experiments report all --scale cpu --out results/studies
+	$(BIN)/python -m experiments results --from results/studies --into experiments
+
+smoke: $(STAMP)
+	$(BIN)/python -m experiments run all --smoke --seeds 1 --jobs 2 --out results/smoke --fresh --quiet
+	$(BIN)/python -m experiments report all --smoke --out results/smoke
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
@@ -80,7 +91,7 @@ doctest: $(STAMP)
 imports: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 
-check: test proofs lint types doctest imports
+check: test smoke proofs lint types doctest imports
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage htmlcov build dist

@@ -45,6 +45,7 @@ examples:
   certbound attack --weights net.npz --data test.npz --delta 0.5 --norm 2 --save adv.npz
   certbound gate --weights net.npz --data test.npz --delta 0.1 --norm 2 --min-certified-accuracy 0.8 --junit gate.xml
   certbound compress --model net.py:make --weights w.safetensors --method epsilon-rows --epsilon 0.1 --out p.safetensors
+  certbound study run e04 --seeds 5 --jobs 2
   certbound verify bound.certificate --model net.py:make --weights w.safetensors
   certbound demo --quick --out results/quick
 """

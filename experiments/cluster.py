@@ -6,6 +6,7 @@ the process that called, which alone writes.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import socket
 import time
@@ -58,9 +59,8 @@ def outcomes_of_cluster(
     try:
         _check_workers(client, address, device)
         futures: dict[Any, Cell] = {
-            # the name of a task is that of its cell: sent twice, it is still one task
             client.submit(
-                work, cell, function, device, root, key=f"{cell.study}-{cell.key}", retries=RETRIES, pure=False
+                work, cell, function, device, root, key=task_name(cell, function, device, root), retries=RETRIES
             ): cell
             for cell in cells
         }
@@ -71,6 +71,12 @@ def outcomes_of_cluster(
             future.release()  # the scheduler need not keep it
     finally:
         client.close()
+
+
+def task_name(cell: Cell, function: CellFunction, device: str, root: str | None) -> str:
+    """The scheduler's name for a cell: sent twice, it is still one task; on another device it is another one."""
+    how = hashlib.sha256(repr((function.__module__, function.__qualname__, device, root)).encode()).hexdigest()[:8]
+    return f"{cell.study}-{cell.key}-{how}"
 
 
 def _connect(kind: type[Client], address: str) -> Client:
@@ -85,8 +91,10 @@ def _connect(kind: type[Client], address: str) -> Client:
 
 
 def _wait_for_port(address: str) -> None:
-    """Something listens there. A Client that fails to connect closes itself when it is collected, in whatever thread
-    that happens, and can block the next one for seconds: so none is made before this.
+    """Something listens there.
+
+    A Client that fails to connect closes itself when it is collected, in whatever thread that happens, and can block
+    the next one for seconds: so none is made before this.
     """
     from distributed.comm.addressing import get_address_host_port
 
@@ -144,4 +152,4 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
 
 
-__all__ = ["outcomes_of_cluster"]
+__all__ = ["outcomes_of_cluster", "task_name"]

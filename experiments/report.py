@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Final, Literal
@@ -64,7 +64,7 @@ def write_report(study: Study, rows: Sequence[Row], out: Path) -> Report:
     for name, data in content.items():
         store.write_whole(out / name, data)
         files.append(out / name)
-    return Report(study.id, rows[0].scale, study.rule.verdict(rows).word, out, tuple(files))
+    return Report(study.id, rows[0].scale, judged(study, rows).word, out, tuple(files))
 
 
 def report_text(study: Study, rows: Sequence[Row], pictures: Sequence[str] = (), *, folder: str = "") -> str:
@@ -75,7 +75,7 @@ def report_text(study: Study, rows: Sequence[Row], pictures: Sequence[str] = (),
     InputError : see :func:`write_report`.
     """
     rows = tables.checked(study, rows)
-    verdict = study.rule.verdict(rows)
+    verdict = judged(study, rows)
     shown = "".join(f"![{_caption(name)}]({folder}{name})\n\n" for name in pictures)
     parts = [
         f"# {study.id}: {study.title}\n",
@@ -260,6 +260,19 @@ def provenance(study: Study, rows: Sequence[Row]) -> str:
     return "".join(f"- {name}: {text}\n" for name, text in facts)
 
 
+def judged(study: Study, rows: Sequence[Row]) -> Verdict:
+    """The rule's verdict; everything is open while cells lack their rows: first and last level may then be one."""
+    verdict = study.rule.verdict(rows)
+    said = completeness(study, rows)
+    if said == COMPLETE:
+        return verdict
+
+    def opened(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+        return tuple(replace(o, word="open", reason=said) for o in outcomes)
+
+    return Verdict("inconclusive", opened(verdict.outcomes), opened(verdict.control_outcomes))
+
+
 def completeness(study: Study, rows: Sequence[Row]) -> str:
     """Whether every cell of the seeds from 0 to the last one has its row."""
     scale, smoke = tables.base_scale(rows), rows[0].scale.endswith("-smoke")
@@ -312,6 +325,6 @@ def _caption(name: str) -> str:
 
 
 __all__ = [
-    "COMPLETE", "Report", "completeness", "control_arms", "csv_files", "main_table", "provenance", "report_text",
-    "verdict_text", "write_report",
+    "COMPLETE", "Report", "completeness", "control_arms", "csv_files", "judged", "main_table", "provenance",
+    "report_text", "verdict_text", "write_report",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Final
 from certbound.errors import InputError
 from experiments import runner, store, tables
 from experiments.controls import NORMS, Norm
-from experiments.report import COMPLETE, completeness, main_table, report_text, verdict_text
+from experiments.report import COMPLETE, completeness, judged, main_table, report_text, verdict_text
 from experiments.rules import Outcome, Verdict
 from experiments.study import MODULES, Row, Study, find
 from experiments.tables import NORM_TITLE
@@ -108,7 +108,7 @@ def render(rows_by_study: Mapping[str, Sequence[Row]], *, scale: str = "cpu", of
                 "rows_by_study", got=f"rows of {name} at the scale {rows[0].scale}", needed=f"the scale {scale}",
                 fix="render one scale",
             )  # fmt: skip
-    verdicts = {name: of(name).rule.verdict(rows) for name, rows in found.items()}
+    verdicts = {name: judged(of(name), rows) for name, rows in found.items()}
     tracked: dict[str, Tracked] = {name: {norm: trackers(rows, norm) for norm in NORMS} for name, rows in found.items()}
     sections = [_section(of(name), rows, verdicts[name], tracked[name], scale) for name, rows in found.items()]
     return "\n".join([*_summary(found, verdicts, tracked, scale, of), *sections])
@@ -134,6 +134,8 @@ def _summary(
         *([f"No rows of: {', '.join(missing)}.\n"] if missing else []),
         "## Which bound tracks the gap\n",
         tracking_summary(tracked),
+        "## Cells and time\n",
+        _cost(found),
         "## Limits of this scale\n",
         _limits(found, scale, of),
     ]
@@ -148,6 +150,17 @@ def _counts(found: Mapping[str, Sequence[Row]]) -> str:
         f"{len(found)} of {len(MODULES)} studies, {n} seeds, {len(rows)} models "
         f"({len({r.key for r in rows})} different ones; {tables.number(seconds / 60)} minutes of one core)."
     )
+
+
+def _cost(found: Mapping[str, Sequence[Row]]) -> str:
+    """Cells of each study and what they cost; a cell that another study computed first costs nothing again."""
+    lines, seen = [], set()
+    for name, rows in found.items():
+        own = {(r.scale, r.key): r.seconds for r in rows if (r.scale, r.key) not in seen}
+        seen |= own.keys()
+        mean = tables.number(sum(r.seconds for r in rows) / len(rows))
+        lines.append((name, str(len(rows)), mean, str(len(own)), tables.number(sum(own.values()) / 60)))
+    return tables.markdown(lines, ("study", "cells", "seconds a cell", "new models", "minutes of one core"))
 
 
 def deciding(verdict: Verdict) -> Outcome:
@@ -242,8 +255,7 @@ def _limits(found: Mapping[str, Sequence[Row]], scale: str, of: Find) -> str:
             "images of MNIST: a claim that does not hold here may hold there, and the other way round."
         )
     said += [
-        f"At most {seeds} seeds: an interval is over seeds (data split, initial weights, order of batches), and a "
-        "small effect stays open.",
+        f"At most {seeds} seeds: an interval is over seeds (data, first weights, batches); a small effect stays open.",
         "Each condition has its own 95 % interval; there is no correction for how many there are.",
         "Accuracy under attack is an upper bound of robust accuracy: another attack may find more.",
         "A correlation over the models of one study says how a bound orders those models, not others.",

@@ -45,7 +45,8 @@ class Row:
     """A stored cell: its numbers and where they come from.
 
     ``measures``: name → number, or None where there is none (a bound that did not run). ``details``: lists for
-    pictures. ``environment``: versions, git revision, device, threads. ``rule``: hash of the study's rule when it was run.
+    pictures. ``environment``: versions, git revision, device, threads. ``rule``: hash of the study's rule when it was
+    run.
     """
 
     study: str

@@ -8,7 +8,6 @@ import hashlib
 import json
 import pickle
 import socket
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import idx, pixels, write_cifar_binary, write_cifar_python, write_mnist, write_svhn
 from PIL import Image
 from scipy.io import savemat
 from sklearn.datasets import load_digits
@@ -25,8 +25,6 @@ from torchvision.transforms.functional import to_tensor
 from certbound.errors import InputError, MissingDependencyError
 from experiments import data
 from experiments.data import Images, image_dataset, labelled_subset, load
-
-RNG = np.random.default_rng(7)
 
 
 @pytest.fixture(autouse=True)
@@ -48,75 +46,6 @@ def without(monkeypatch, package):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", failing)
-
-
-# -- writers: each data set in its own format ------------------------------------------------------------------------
-
-
-def idx(array):
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
-
-
-def pixels(n, *shape):
-    return RNG.integers(0, 256, size=(n, *shape), dtype=np.uint8)
-
-
-def write_mnist(root, packed=False):
-    raw = root / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    truth = {}
-    for part, prefix, n in (("train", "train", 23), ("test", "t10k", 11)):
-        x, y = pixels(n, 28, 28), np.arange(n) % 10
-        truth[part] = x, y
-        for name, array in ((f"{prefix}-images-idx3-ubyte", x), (f"{prefix}-labels-idx1-ubyte", y)):
-            if packed:
-                (raw / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
-            else:
-                (raw / name).write_bytes(idx(array))
-    return truth
-
-
-def write_cifar_binary(root, name):
-    folder, files, n_labels, n_classes = {
-        "cifar10": ("cifar-10-batches-bin", [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"], 1, 10),
-        "cifar100": ("cifar-100-binary", ["train.bin", "test.bin"], 2, 100),
-    }[name]
-    (root / folder).mkdir(parents=True)
-    truth = {"train": [], "test": []}
-    for i, file in enumerate(files):
-        x, y = pixels(12, 3, 32, 32), (np.arange(12) * 7 + i) % n_classes
-        coarse = np.full(12, 19)
-        labels = np.stack([coarse, y], axis=1)[:, -n_labels:].astype(np.uint8)
-        (root / folder / file).write_bytes(np.concatenate([labels, x.reshape(12, -1)], axis=1).tobytes())
-        truth["test" if "test" in file else "train"].append((x, y))
-    return {k: (np.concatenate([x for x, _ in v]), np.concatenate([y for _, y in v])) for k, v in truth.items()}
-
-
-def write_cifar_python(root, name, extra=None):
-    """The official layout: pickled dictionaries of uint8 rows, with another content and so another MD5 sum."""
-    cls, key = {"cifar10": (datasets.CIFAR10, "labels"), "cifar100": (datasets.CIFAR100, "fine_labels")}[name]
-    folder = root / cls.base_folder
-    folder.mkdir(parents=True)
-    truth = {"train": [], "test": []}
-    for part, files in (("train", cls.train_list), ("test", cls.test_list)):
-        for file, _ in files:
-            x, y = pixels(6, 3, 32, 32), np.arange(6)
-            content = {"data": x.reshape(6, -1), key: y.tolist(), "extra": extra}
-            (folder / file).write_bytes(pickle.dumps(content, protocol=2))
-            truth[part].append((x, y))
-    (folder / cls.meta["filename"]).write_bytes(pickle.dumps({cls.meta["key"]: ["a"] * 10}, protocol=2))
-    return {k: (np.concatenate([x for x, _ in v]), np.concatenate([y for _, y in v])) for k, v in truth.items()}
-
-
-def write_svhn(root):
-    root.mkdir(parents=True, exist_ok=True)
-    truth = {}
-    for part, n in (("train", 21), ("test", 12)):
-        x, y = pixels(n, 3, 32, 32), np.arange(n) % 10
-        truth[part] = x, y
-        stored = np.where(y == 0, 10, y).astype(np.uint8)[:, None]  # the digit 0 is class 10 in the files
-        savemat(root / f"{part}_32x32.mat", {"X": x.transpose(2, 3, 1, 0), "y": stored}, do_compression=True)
-    return truth
 
 
 WRITERS = {

@@ -180,7 +180,7 @@ def end_workers(child: subprocess.Popen[str]) -> None:
 def test_killed_with_two_workers(place, uninterrupted, whom):
     child = place.start(jobs=2)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(place.stored()) < 5:
             assert time.monotonic() < deadline
             assert child.poll() is None
@@ -196,7 +196,7 @@ def test_killed_with_two_workers(place, uninterrupted, whom):
         with store.locked(place.out, "cpu", "toy"):
             pass  # at once, whatever the workers still do
         second = place.start(jobs=2)
-        said, _ = second.communicate(timeout=120)
+        said, _ = second.communicate(timeout=300)
         assert second.returncode == 0
         assert said == f"run {64 - kept} kept {kept}\n"
     finally:
@@ -209,12 +209,12 @@ def test_killed_with_two_workers(place, uninterrupted, whom):
 def test_killed_in_a_write_with_two_workers(place, uninterrupted):
     child = place.start(kill_at=7, jobs=2)
     try:
-        child.wait(timeout=120)
+        child.wait(timeout=300)
         assert child.returncode == -signal.SIGKILL
         assert len(place.stored()) == 6
         assert len(place.temporary()) == 1
         second = place.start(jobs=2)
-        second.communicate(timeout=120)
+        second.communicate(timeout=300)
         assert second.returncode == 0
     finally:
         end_workers(child)

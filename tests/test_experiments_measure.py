@@ -190,8 +190,6 @@ def test_a_cell_is_a_pure_function_of_configuration_and_seed():
     np.random.seed(7)  # noqa: NPY002
     again, _ = run_config(SMALL.measured(universal=True), 3)
     other, _ = run_config(SMALL.measured(universal=True), 4)
-    for found in (first, again, other):
-        found.pop("train_seconds")
     assert first == again
     assert first != other
 

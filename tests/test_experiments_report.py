@@ -21,9 +21,10 @@ from scipy.stats import spearmanr
 
 from certbound.errors import InputError
 from experiments import drawing, plots, report, store, tables, tracking
+from experiments.report import judged, report_text
 from experiments.rules import At, Condition, MatchedChange, Mean
 from experiments.statistics import Estimate
-from experiments.study import MODULES, Row, Study, find
+from experiments.study import MODULES, Point, Row, Study, find
 
 T4 = 2.7764451051977934  # Student's t, 97.5 %, 4 degrees of freedom (any table)
 
@@ -353,15 +354,16 @@ def test_best_tracker_and_those_inside_its_interval(study: Study) -> None:
     swing = [1.0, 1.0, 1.0, 1.0, -1.0]
     found = tracking.trackers(correlated(study, {
         "IBP": lambda g, s: -g, "sharp": lambda g, s: g, "sdp": lambda g, s: math.exp(g),
-        "printed": lambda g, s: g * swing[s],
+        "printed": lambda g, s: g * swing[s], "cover": lambda g, s: math.floor(2 * g),  # tracks, but has ties
     }, gradient=lambda g, s: g), "inf")  # fmt: skip
-    assert [t.name for t in found] == ["printed", "sharp", "sdp", "IBP", "gradient_inf"]
+    assert [t.name for t in found] == ["printed", "sharp", "cover", "sdp", "IBP", "gradient_inf"]
     assert [t.name for t in tracking.best(found)] == ["sharp", "sdp", "gradient_inf"]
     text = tracking.sentence(found, "inf")
     assert "**sharp** tracks the gap best: ρ = 1 [1, 1] within seeds" in text
     assert "Inside its within-seed interval: sdp." in text
     assert "Falling where the gap rises: IBP." in text
     assert "Best baseline: gradient_inf, ρ = 1 [1, 1]" in text
+    assert found[2].tracks and found[2].within.high < 1
     printed = found[0].within
     assert printed.value == pytest.approx(0.6) and printed.low < 0 and not found[0].tracks
 
@@ -394,6 +396,19 @@ def test_level_names_of_the_real_studies() -> None:
         rows = [Row(name, "cpu", p.arm, p.level, 0, "", "", {}, {}, {}, {}, 0.0, "") for p in study.points("cpu")]
         names = tables.level_names(study, rows)
         assert {arm: names[arm] for arm in expected} == expected
+
+
+def test_level_is_the_weight_of_a_penalty_that_is_absent_at_zero() -> None:
+    base = toy.points("cpu")[0].config
+    arms = [Point(LOW, 4.0, replace(base, rank=4)), Point("lasso", 0.0, base)]
+    arms.append(Point("lasso", 0.1, base.trained(penalties=(("group-lasso", 0.1),))))
+    study = toy.study(points=lambda scale: tuple(arms))
+    assert tables.level_names(study, toy.rows(study, seeds=1)) == {LOW: "rank", "lasso": "λ"}
+
+
+def test_no_ratio_to_a_gap_that_is_not_above_zero() -> None:
+    assert report.times(3.0, 2.0) == 1.5 and report.times(math.inf, 2.0) == math.inf
+    assert math.isnan(report.times(3.0, 0.0)) and math.isnan(report.times(3.0, -1.0))
 
 
 @pytest.mark.parametrize(
@@ -482,3 +497,18 @@ def test_a_mean_of_one_point_has_a_rule() -> None:
     study = toy.study(conditions=[Condition("nothing", Mean("sa", At("no such arm")), ">", 0.0)])
     text = report.report_text(study, toy.rows(study))
     assert cells(text, "nothing")[3:] == ["-", "0", "open"] and "no rows of 'no such arm'" in text
+
+
+def test_a_study_that_lacks_cells_has_no_verdict() -> None:
+    """With only the lowest rank, first and last level are one and every change is 0: that refutes nothing."""
+    of = toy.study()
+    every = toy.rows(of)
+    assert judged(of, every).word == of.rule.verdict(every).word == "supported"
+    lowest = [row for row in every if row.level == min(toy.LEVELS)]
+    assert of.rule.verdict(lowest).word == "not supported"
+    for some in (lowest, every[:-1]):
+        verdict = judged(of, some)
+        assert verdict.word == "inconclusive"
+        assert {o.word for o in (*verdict.outcomes, *verdict.control_outcomes)} == {"open"}
+        assert all("cells without a row" in o.reason for o in verdict.outcomes)
+        assert "**inconclusive**" in report_text(of, some)
