@@ -106,47 +106,60 @@ def _accuracy(model: Model) -> Numbers:
 
 
 def _structure(network: Network) -> Numbers:
-    """Compressibility, scale and alignment of the encoder: means over layers, products over all."""
+    """Compressibility, scale and alignment of the encoder: means over layers, products and counts over all."""
     layers = network.chain.encoder
-    each: dict[str, list[float]] = {}
-    for w in layers:
-        sigma = _spectrum(w)
-        rows = np.abs(w).sum(axis=1)
-        frobenius = float(np.linalg.norm(w))
-        parts = {"spectral": sigma, "rows": rows}
-        for name, theta in parts.items():
-            found = profile(theta)
-            k = max(1, len(theta) // 4)
-            each.setdefault(f"compressibility_{name}", []).append(1.0 - first_k(found.epsilon, TAIL) / len(theta))
-            each.setdefault(f"epsilon_{name}", []).append(float(found.epsilon[k - 1]))
-            top = np.sort(np.abs(theta))[::-1]
-            share = min(len(top), max(2, math.ceil(0.05 * len(top))))
-            each.setdefault(f"beta_{name}", []).append(1.0 - float(top[share - 1] / top[0]) if top[0] > 0 else 0.0)
-        total = float(np.sum(sigma))
-        p = sigma[sigma > 0] / total if total > 0 else np.ones(1)
-        each.setdefault("effective_rank", []).append(float(np.exp(-np.sum(p * np.log(p)))))
-        each.setdefault("stable_rank", []).append((frobenius / float(sigma[0])) ** 2 if sigma[0] > 0 else 0.0)
-        each.setdefault("structure_2", []).append(float(sigma[0]) / frobenius if frobenius > 0 else 0.0)
-        scale = math.sqrt(len(w)) * frobenius
-        each.setdefault("structure_inf", []).append(float(rows.max()) / scale if scale > 0 else 0.0)
-        each.setdefault("log_frobenius", []).append(math.log(frobenius) if frobenius > 0 else -math.inf)
-        each.setdefault("log_spectral", []).append(math.log(float(sigma[0])) if sigma[0] > 0 else -math.inf)
-        each.setdefault("log_inf", []).append(math.log(float(rows.max())) if rows.max() > 0 else -math.inf)
-    logs = {"log_frobenius": "frobenius_product", "log_spectral": "spectral_product", "log_inf": "inf_product"}
-    numbers: Numbers = {
-        logs.get(name, name): math.exp(sum(values)) if name in logs else float(np.mean(values))
-        for name, values in each.items()
-    }
+    each = [_of_layer(w) for w in layers]
+    numbers: Numbers = {}
+    for name in each[0]:
+        values = [found[name] for found in each]
+        if name.endswith("_product"):
+            numbers[name] = math.prod(values)
+        else:
+            numbers[name] = sum(values) if name in ("ranks", "nonzero_rows") else float(np.mean(values))
     for norm in _NORMS:
-        values = [_alignment(a, b, norm) for a, b in pairwise(layers)]
-        known = [v for v in values if v is not None]
-        numbers[f"alignment_{norm_name(norm)}"] = float(np.mean(known)) if known and len(known) == len(values) else None
+        pairs = [_alignment(a, b, norm) for a, b in pairwise(layers)]
+        known = [v for v in pairs if v is not None]
+        numbers[f"alignment_{norm_name(norm)}"] = float(np.mean(known)) if known and len(known) == len(pairs) else None
     matrices = [*layers, network.chain.head]
     numbers["parameters"] = float(sum(w.size for w in matrices))
     numbers["nonzero"] = float(sum(np.count_nonzero(w) for w in matrices))
-    numbers["nonzero_rows"] = float(sum(np.count_nonzero(np.abs(w).sum(axis=1)) for w in layers))
-    numbers["ranks"] = float(sum(_rank(w) for w in layers))
     return numbers
+
+
+def _of_layer(w: F64) -> dict[str, float]:
+    """What is measured of one weight matrix."""
+    scaled, scale = singular_values(w)
+    sigma = scaled * scale
+    rows = np.abs(w).sum(axis=1)
+    frobenius = float(np.linalg.norm(w))
+    share = sigma[sigma > 0] / np.sum(sigma) if sigma[0] > 0 else np.ones(1)
+    # float32 weights: singular values below their rounding are zeros
+    rank = np.sum(sigma > sigma[0] * max(w.shape) * np.finfo(np.float32).eps)
+    return {
+        **_dominance("spectral", sigma),
+        **_dominance("rows", rows),
+        "effective_rank": float(np.exp(-np.sum(share * np.log(share)))),
+        "stable_rank": (frobenius / float(sigma[0])) ** 2 if sigma[0] > 0 else 0.0,
+        "structure_2": float(sigma[0]) / frobenius if frobenius > 0 else 0.0,
+        "structure_inf": float(rows.max()) / (math.sqrt(len(w)) * frobenius) if frobenius > 0 else 0.0,
+        "frobenius_product": frobenius,
+        "spectral_product": float(sigma[0]),
+        "inf_product": float(rows.max()),
+        "ranks": float(rank),
+        "nonzero_rows": float(np.count_nonzero(rows)),
+    }
+
+
+def _dominance(name: str, theta: F64) -> dict[str, float]:
+    """How far few terms carry the whole, and how uneven the top 5 % (two at least) are: ``1 − |θ|_(k)/|θ|_(1)``."""
+    tails = profile(theta).epsilon
+    top = np.sort(theta)[::-1]
+    k = min(len(top), max(2, math.ceil(0.05 * len(top))))
+    return {
+        f"compressibility_{name}": 1.0 - first_k(tails, TAIL) / len(theta),
+        f"epsilon_{name}": float(tails[max(1, len(theta) // 4) - 1]),
+        f"beta_{name}": 1.0 - float(top[k - 1] / top[0]) if top[0] > 0 else 0.0,
+    }
 
 
 def _alignment(first: F64, second: F64, norm: float) -> float | None:
@@ -160,17 +173,6 @@ def _alignment(first: F64, second: F64, norm: float) -> float | None:
         return None
     found = lipschitz_sdp([first, second], norm=2, tolerance=1e-3)
     return min(1.0, found.bound.value / product)
-
-
-def _spectrum(w: F64) -> F64:
-    sigma, scale = singular_values(w)
-    return sigma * scale
-
-
-def _rank(w: F64) -> int:
-    sigma = _spectrum(w)
-    # float32 weights: singular values below their rounding are zeros
-    return int(np.sum(sigma > sigma[0] * max(w.shape) * np.finfo(np.float32).eps)) if sigma[0] > 0 else 0
 
 
 def _gradients(model: Model) -> Numbers:
