@@ -114,6 +114,22 @@ def _transferred(
     return module, {"steps": first["steps"] + second.steps, "seconds": first["seconds"] + second.seconds}
 
 
+def _equal_ranks(module: Any, amount: float) -> Any:
+    """Uniform spectral pruning with the sum of ranks nearest to that of ε-pruning; the smaller of two.
+
+    Parameters would not do: a layer of high rank has more of them as two factors than as one matrix, and ε-pruning to
+    rank 40 of 64 counts as no pruning at all.
+    """
+    layers = pruning.spectral_prune(module, amount).layers
+    wanted, largest = sum(layer.kept for layer in layers), max(layer.total for layer in layers)
+
+    def left(removed: int) -> int:  # as uniform_prune counts
+        return sum(max(1, layer.total - round(removed / largest * layer.total)) for layer in layers)
+
+    removed = min(range(largest), key=lambda r: (abs(left(r) - wanted), left(r)))
+    return pruning.uniform_prune(module, removed / largest, kind="spectral").model
+
+
 def transformed(module: Any, transform: Transform, seed: int) -> Any:
     """The module after pruning, projection or scaling; the given one is not changed."""
     kind, amount = transform.kind, transform.amount
@@ -121,11 +137,12 @@ def transformed(module: Any, transform: Transform, seed: int) -> Any:
         return pruning.epsilon_prune(module, amount).model
     if kind == "epsilon-spectral":
         return pruning.spectral_prune(module, amount).model
-    if kind in ("matched-rows", "matched-spectral"):
-        family: Any = kind.removeprefix("matched-")
-        wanted = pruning.epsilon_prune(module, amount) if family == "rows" else pruning.spectral_prune(module, amount)
-        ratio = pruning.ratio_for_size(module, wanted.kept_parameters, kind=family)
-        return pruning.uniform_prune(module, ratio, kind=family).model
+    if kind == "matched-rows":
+        wanted = pruning.epsilon_prune(module, amount)
+        ratio = pruning.ratio_for_size(module, wanted.kept_parameters, kind="rows")
+        return pruning.uniform_prune(module, ratio, kind="rows").model
+    if kind == "matched-ranks":
+        return _equal_ranks(module, amount)
     if kind in ("uniform-rows", "uniform-spectral"):
         return pruning.uniform_prune(module, amount, kind="rows" if kind == "uniform-rows" else "spectral").model
     if kind in ("global-rows", "global-spectral"):

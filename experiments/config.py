@@ -23,10 +23,11 @@ FORMAT: Final = 1
 INF: Final = math.inf
 
 Kind = Literal[
-    "epsilon-rows", "epsilon-spectral", "matched-rows", "matched-spectral", "uniform-rows", "uniform-spectral",
+    "epsilon-rows", "epsilon-spectral", "matched-rows", "matched-ranks", "uniform-rows", "uniform-spectral",
     "unstructured", "global-rows", "global-spectral", "scale", "random-rank", "low-rank",
 ]  # fmt: skip
-"""What can be done to a trained model. ``matched-…`` with ε prunes uniformly to the size that ε-pruning by ε has."""
+"""What can be done to a trained model. ``matched-…`` with ε prunes uniformly to the number of parameters (rows) or the
+sum of ranks that ε-pruning by ε leaves."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Final
 
 from certbound.errors import InputError
 from experiments import runner, store, tables
-from experiments.controls import NORMS, Norm
+from experiments.controls import NORMS, Norm, attack_checks
 from experiments.report import COMPLETE, completeness, judged, main_table, report_text, verdict_text
 from experiments.rules import Outcome, Verdict
 from experiments.study import MODULES, Row, Study, find
 from experiments.tables import NORM_TITLE
-from experiments.tracking import Tracker, best, sentence, trackers
+from experiments.tracking import Tracker, best, normalised_text, sentence, trackers
 
 PICTURES: Final = 2
 """Pictures that are kept of a study."""
@@ -258,6 +258,8 @@ def _limits(found: Mapping[str, Sequence[Row]], scale: str, of: Find) -> str:
         f"At most {seeds} seeds: an interval is over seeds (data, first weights, batches); a small effect stays open.",
         "Each condition has its own 95 % interval; there is no correction for how many there are.",
         "Accuracy under attack is an upper bound of robust accuracy: another attack may find more.",
+        "All studies but e09 attack with APGD on the cross-entropy alone; e09 has all of AutoPGD's losses.",
+        "Cells count models as measured: one trained network that two studies measure differently counts twice.",
         "A correlation over the models of one study says how a bound orders those models, not others.",
     ]
     said += [f"{name}: {note}." for name, mine in found.items() if (note := completeness(of(name), mine)) != COMPLETE]
@@ -275,9 +277,23 @@ def _section(study: Study, rows: Sequence[Row], verdict: Verdict, tracked: Track
         verdict_text(verdict, controls=False),
         *([f"Controls, which decide nothing.{controls}\n"] if controls else []),
         main_table(study, rows),
-        *(f"{sentence(found, norm)}\n" for norm, found in tracked.items() if found),
+        *(
+            f"{sentence(found, norm)}\n\n{normalised_text(rows, norm)}".rstrip() + "\n"
+            for norm, found in tracked.items()
+            if found
+        ),
+        *_failed_checks(rows),
     ]
     return "\n".join(parts)
+
+
+def _failed_checks(rows: Sequence[Row]) -> list[str]:
+    """The attack checks that a study did not pass, with the number at its worst row."""
+    failed = [
+        f"{c.name}, {NORM_TITLE[c.norm]} ({tables.number(c.worst)}, allowed {tables.number(c.allowed)})"
+        for c in attack_checks(rows) if c.passed is False
+    ]  # fmt: skip
+    return [f"Attack checks that failed: {'; '.join(failed)}.\n"] if failed else []
 
 
 __all__ = [

@@ -41,12 +41,12 @@ def gap_measure(rows: Sequence[Row], norm: Norm) -> str:
     return name if any(not math.isnan(row.number(name)) for row in rows) else f"gap_{norm}"
 
 
-def trackers(rows: Sequence[Row], norm: Norm) -> tuple[Tracker, ...]:
-    """Of every bound in the norm, then of the baselines; over the models of all arms."""
+def trackers(rows: Sequence[Row], norm: Norm, gap: str | None = None) -> tuple[Tracker, ...]:
+    """Of every bound in the norm, then of the baselines; over the models of all arms. ``gap``: another measure."""
     head = f"bound_{norm}/"
     bounds = [head + method for method in tables.methods(rows, "bound", norm)]
     measures = [*bounds, *(x for x in predictors(rows, norm) if not x.startswith(head))]
-    lines = correlation_table(rows, gap_measure(rows, norm), measures)
+    lines = correlation_table(rows, gap or gap_measure(rows, norm), measures)
     return tuple(Tracker(line.x.removeprefix(head), line.x.startswith(head), line) for line in lines)
 
 
@@ -56,7 +56,7 @@ def best(found: Sequence[Tracker]) -> tuple[Tracker, ...]:
     return tuple(t for t in able if t.within.value >= able[0].within.low)
 
 
-def sentence(found: Sequence[Tracker], norm: Norm) -> str:
+def sentence(found: Sequence[Tracker], norm: Norm, gap: str = "the gap") -> str:
     """What the correlations say, in words."""
     bounds, baselines = [t for t in found if t.is_bound], [t for t in found if not t.is_bound]
     where = f"In {NORM_TITLE[norm]}"
@@ -67,14 +67,18 @@ def sentence(found: Sequence[Tracker], norm: Norm) -> str:
     first = best(bounds)
     if first:
         top = first[0].found
+        # bounds that order the models alike have the very same correlations
+        tied = [t for t in first if t.within.value == first[0].within.value]
+        names = "**, **".join(t.name for t in tied)
         said = (
-            f"{where}, **{first[0].name}** tracks the gap best: ρ = {tables.estimate(top.within)} within seeds, "
+            f"{where}, **{names}** tracks {gap} best: ρ = {tables.estimate(top.within)} within seeds, "
             f"{tables.estimate(top.pooled)} pooled, {tables.estimate(top.partial)} given SA."
         )
-        if first[1:]:
-            said += f" Inside its within-seed interval: {', '.join(t.name for t in first[1:])}."
+        others = [t.name for t in first if t not in tied]
+        if others:
+            said += f" Inside its within-seed interval: {', '.join(others)}."
     else:
-        said = f"{where} **no bound tracks the gap**: no within-seed correlation has its interval above 0."
+        said = f"{where} **no bound tracks {gap}**: no within-seed correlation has its interval above 0."
     against = [t.name for t in bounds if t.within.high < 0]
     if against:
         said += f" Falling where the gap rises: {', '.join(against)}."
@@ -102,9 +106,23 @@ def tracking_text(rows: Sequence[Row]) -> str:
             for t in found
         ]
         header = ("of", "within each seed", "pooled", "pooled, given SA", "models")
-        text += f"### {NORM_TITLE[norm]}\n\n{sentence(found, norm)}\n\n{tables.markdown(lines, header)}\n"
+        said = f"{sentence(found, norm)}\n\n{tables.markdown(lines, header)}"
+        text += f"### {NORM_TITLE[norm]}\n\n{said}\n{normalised_text(rows, norm)}"
     said = "Spearman's correlations with the gap under attack, over the models of all arms; 95 % intervals over seeds."
     return f"{said}\n\n{text.rstrip()}\n" if text else "Nothing was measured that could track the gap.\n"
+
+
+def normalised_text(rows: Sequence[Row], norm: Norm) -> str:
+    """The same of margin-normalised gaps, which rescaling a network does not change; of the printed bound by name."""
+    gap = f"gap_normalised_{norm}"
+    if all(math.isnan(row.number(gap)) for row in rows):
+        return ""
+    found = trackers(rows, norm, gap)
+    printed = next((t for t in found if t.name == "printed"), None)
+    said = sentence(found, norm, "the margin-normalised gap")
+    if printed is not None and f"**{printed.name}**" not in said:
+        said += f" The printed bound: ρ = {tables.estimate(printed.within)} within seeds."
+    return f"{said}\n\n"
 
 
 def correlation_rows(rows: Sequence[Row]) -> list[tuple[object, ...]]:
@@ -121,6 +139,7 @@ def correlation_rows(rows: Sequence[Row]) -> list[tuple[object, ...]]:
 
 
 __all__ = [
-    "CORRELATIONS_HEADER", "Tracker", "best", "correlation_rows", "gap_measure", "sentence", "trackers",
+    "CORRELATIONS_HEADER", "Tracker", "best", "correlation_rows", "gap_measure", "normalised_text",
+    "sentence", "trackers",
     "tracking_text",
 ]  # fmt: skip

@@ -245,18 +245,30 @@ def test_transforms_do_what_they_say(model, kind, amount, measured, expected):
     assert measuring._structure(model.network)[measured] != expected, "the given model was changed"
 
 
-@pytest.mark.parametrize("family", ["rows", "spectral"])
-def test_matched_pruning_has_the_size_of_epsilon_pruning(model, family):
+def test_matched_rows_keep_as_many_parameters_as_epsilon_pruning(model):
     def size(kind):
         layers = from_module(transformed(model.module, Transform(kind, 0.3), 0)).chain.encoder
-        if family == "rows":
-            return sum(np.count_nonzero(np.abs(w).sum(axis=1)) * w.shape[1] for w in layers)
-        return sum(np.linalg.matrix_rank(w, tol=1e-5) * sum(w.shape) for w in layers)
+        return sum(np.count_nonzero(np.abs(w).sum(axis=1)) * w.shape[1] for w in layers)
 
-    step = (64 + 12) + (12 + 12)  # of both layers one unit
-    wanted, found = size(f"epsilon-{family}"), size(f"matched-{family}")
+    step = 64 + 12  # of both layers one row
+    wanted, found = size("epsilon-rows"), size("matched-rows")
     assert abs(wanted - found) <= step
     assert found < 12 * step
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.1, 0.3, 0.5])
+def test_matched_ranks_keep_the_sum_of_ranks_of_epsilon_pruning(epsilon):
+    """Also above half of the rank, where two factors have more parameters than the matrix."""
+    net = relu_network((64, 64, 64, 10), generator=torch.Generator().manual_seed(0))
+    net[2].weight.data[:, 8:] *= 0.1  # another spectrum than the first layer's
+
+    def ranks(kind):
+        layers = from_module(transformed(net, Transform(kind, epsilon), 0)).chain.encoder
+        return [int(np.linalg.matrix_rank(w, tol=1e-5)) for w in layers]
+
+    wanted, found = ranks("epsilon-spectral"), ranks("matched-ranks")
+    assert wanted[0] != wanted[1] and found[0] == found[1]
+    assert abs(sum(wanted) - sum(found)) <= 1
 
 
 def test_scaling_keeps_the_classes(model, samples):

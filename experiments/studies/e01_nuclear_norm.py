@@ -34,7 +34,7 @@ STUDY: Final = Study(
     claim="Nuclear-norm regularisation raises compressibility and lowers adversarial robustness.",
     source="Barsbey et al., ICLR 2026, section 4 (FCN, MNIST, Frobenius norm fixed)",
     level="λ",
-    varies="λ of the nuclear norm, once with every ‖W‖_F held at its initial value, once free",
+    varies="λ of the nuclear norm, once with every encoder ‖W‖_F held at its initial value, once free",
     fixed="data, architecture, steps, learning rate, seeds",
     supported_if="spectral compressibility rises with λ, and RA at the largest λ is more than 0.02 below λ = 0, "
     "in both norms, with ‖W‖_F fixed",

@@ -29,7 +29,7 @@ STUDY: Final = Study(
     claim="Compression makes universal adversarial examples; raising the Frobenius norm alone does not.",
     source="Barsbey et al., ICLR 2026, section 4 (compression ≠ norm)",
     level="rank or factor",
-    varies="rank; or the factor 1…8 at which every ‖W‖_F is held during training",
+    varies="rank; or the factor 1…8 at which every encoder ‖W‖_F is held during training, the step size divided by it",
     fixed="data, widths, steps, seeds; one perturbation made on 1,000 training samples, tested on all test samples",
     supported_if="UAE success rises as the rank falls (by more than 0.05), rises by less than 0.05 with the factor, and is "
     "more than 0.02 higher for compressed nets than for scaled ones of equal RA",
@@ -51,5 +51,7 @@ STUDY: Final = Study(
     measures=("sa", "ra_inf", "ra_2", "universal_inf", "universal_2", "gap_inf", "gap_normalised_inf", "frobenius_product"),
     log_level=True,
     note="The perturbation is made on logits divided by their mean margin: with large weights the cross-entropy's gradient "
-    "vanishes, and an attack that fails for that reason would pass for robustness. RA is under all of AutoPGD's losses.",
+    "vanishes, and an attack that fails for that reason would pass for robustness. RA is under all of AutoPGD's losses. "
+    "The universal perturbation has three times the radius of the RA beside it. Large weights with small steps hardly move: "
+    "the scaled encoders stay near their initial directions, so the factor changes what is learned, not only its scale.",
 )  # fmt: skip

@@ -47,5 +47,6 @@ STUDY: Final = Study(
     points=points,
     measures=("sa", "ra_inf", "ra_2", "alignment_inf", "alignment_2", "inf_product", "gap_inf", "gap_2"),
     log_level=True,
-    note="cpu scale: digits, 64-64-64-10: one pair of adjacent encoder layers.",
+    note="cpu scale: digits, 64-64-64-10: one pair of adjacent encoder layers. A_p is relative to the product of norms, which the "
+    "penalty is free to raise (column inf_product).",
 )  # fmt: skip

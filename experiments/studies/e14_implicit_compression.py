@@ -50,5 +50,6 @@ STUDY: Final = Study(
     points=points,
     measures=("sa", "ra_inf", "ra_2", "effective_rank", "stable_rank", "compressibility_spectral", "frobenius_product", "gap_inf"),
     log_level=True,
-    note="cpu scale: digits, 64-64-64-10 with layers W = A B of full rank.",
+    note="cpu scale: digits, 64-64-64-10 with layers W = A B of full rank. Weight decay lowers the norms along "
+    "with the rank, and there is no arm with fixed norms: the two are not told apart.",
 )
