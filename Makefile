@@ -69,7 +69,7 @@ smoke: $(STAMP)
 	$(BIN)/python -m experiments report all --smoke --out results/smoke
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # first whether the searches can win, then whether they do
 proofs: $(STAMP)

@@ -34,7 +34,7 @@ def write_mnist(root, packed=False):
     return truth
 
 
-def write_cifar_binary(root, name):
+def write_cifar_binary(root, name, n=12):
     folder, files, n_labels, n_classes = {
         "cifar10": ("cifar-10-batches-bin", [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"], 1, 10),
         "cifar100": ("cifar-100-binary", ["train.bin", "test.bin"], 2, 100),
@@ -42,10 +42,10 @@ def write_cifar_binary(root, name):
     (root / folder).mkdir(parents=True)
     truth = {"train": [], "test": []}
     for i, file in enumerate(files):
-        x, y = pixels(12, 3, 32, 32), (np.arange(12) * 7 + i) % n_classes
-        coarse = np.full(12, 19)
+        x, y = pixels(n, 3, 32, 32), (np.arange(n) * 7 + i) % n_classes
+        coarse = np.full(n, 19)
         labels = np.stack([coarse, y], axis=1)[:, -n_labels:].astype(np.uint8)
-        (root / folder / file).write_bytes(np.concatenate([labels, x.reshape(12, -1)], axis=1).tobytes())
+        (root / folder / file).write_bytes(np.concatenate([labels, x.reshape(n, -1)], axis=1).tobytes())
         truth["test" if "test" in file else "train"].append((x, y))
     return {k: (np.concatenate([x for x, _ in v]), np.concatenate([y for _, y in v])) for k, v in truth.items()}
 
