@@ -359,13 +359,37 @@ def test_best_tracker_and_those_inside_its_interval(study: Study) -> None:
     assert [t.name for t in found] == ["printed", "sharp", "cover", "sdp", "IBP", "gradient_inf"]
     assert [t.name for t in tracking.best(found)] == ["sharp", "sdp", "gradient_inf"]
     text = tracking.sentence(found, "inf")
-    assert "**sharp** tracks the gap best: ρ = 1 [1, 1] within seeds" in text
-    assert "Inside its within-seed interval: sdp." in text
+    # bounds that order the models alike are named together
+    assert "**sharp**, **sdp** tracks the gap best: ρ = 1 [1, 1] within seeds" in text
+    assert "Inside its" not in text
     assert "Falling where the gap rises: IBP." in text
     assert "Best baseline: gradient_inf, ρ = 1 [1, 1]" in text
     assert found[2].tracks and found[2].within.high < 1
     printed = found[0].within
     assert printed.value == pytest.approx(0.6) and printed.low < 0 and not found[0].tracks
+
+
+def test_bounds_inside_the_interval_of_the_best(study: Study) -> None:
+    found = tracking.trackers(correlated(study, {
+        "sharp": lambda g, s: g if s > 0 else math.floor(2 * g),
+        "sdp": lambda g, s: g if s > 1 else math.floor(2 * g),
+    }), "inf")  # fmt: skip
+    text = tracking.sentence(found, "inf")
+    assert "**sharp** tracks the gap best" in text
+    assert "Inside its within-seed interval: sdp." in text
+
+
+def test_margin_normalised_gaps_have_their_own_sentence(study: Study) -> None:
+    """The bound goes with the raw gap and against the normalised one."""
+    made = correlated(study, {"sharp": lambda g, s: g, "printed": lambda g, s: -g})
+    rows = [replace(r, measures={**r.measures, "gap_normalised_inf": -r.number("attack_inf")}) for r in made]
+    text = tracking.normalised_text(rows, "inf")
+    assert "**printed** tracks the margin-normalised gap best" in text
+    assert "Falling where the gap rises: sharp" in text
+    assert text.strip() in tracking.tracking_text(rows)
+    assert tracking.normalised_text(made, "inf") == ""
+    swapped = [replace(r, measures={**r.measures, "gap_normalised_inf": r.number("attack_inf")}) for r in made]
+    assert "The printed bound: ρ = -1 [-1, -1] within seeds." in tracking.normalised_text(swapped, "inf")
 
 
 def test_no_bound_tracks(study: Study) -> None:
