@@ -162,6 +162,7 @@ class Comparison:
             "clean_accuracy": self.clean_accuracy,
             "clean_loss": self.clean_loss,
             "seed": self.seed,
+            "effort": self.problem.effort,
             "subject": self.subject,
             "rows": [r.to_dict() for r in self.rows],
             "ladder": [

@@ -55,14 +55,14 @@ def task(config: Config, seed: int, root: str | None) -> Images:
 
 
 def trained(config: Config, images: Images, seed: int, device: str, root: str | None) -> tuple[Any, dict[str, Any]]:
-    """The module in eval mode on the CPU, after training, transfer and what is done to it afterwards."""
+    """The module in eval mode on the CPU, after training, transfer and pruning."""
     if config.transfer is None:
         module = _network(config, images, seed)
         history = _fit(module, config, images, seed, device)
     else:
         module, history = _transferred(config, config.transfer, images, seed, device, root)
     if config.transform is not None:
-        module = transformed(module, config.transform, seed)
+        module = transformed(module, config.transform)
     return module.cpu().eval().requires_grad_(False), history
 
 
@@ -130,8 +130,8 @@ def _equal_ranks(module: Any, amount: float) -> Any:
     return pruning.uniform_prune(module, removed / largest, kind="spectral").model
 
 
-def transformed(module: Any, transform: Transform, seed: int) -> Any:
-    """The module after pruning, projection or scaling; the given one is not changed."""
+def transformed(module: Any, transform: Transform) -> Any:
+    """The module after pruning; the given one is not changed."""
     kind, amount = transform.kind, transform.amount
     if kind == "epsilon-rows":
         return pruning.epsilon_prune(module, amount).model
@@ -143,19 +143,8 @@ def transformed(module: Any, transform: Transform, seed: int) -> Any:
         return pruning.uniform_prune(module, ratio, kind="rows").model
     if kind == "matched-ranks":
         return _equal_ranks(module, amount)
-    if kind in ("uniform-rows", "uniform-spectral"):
-        return pruning.uniform_prune(module, amount, kind="rows" if kind == "uniform-rows" else "spectral").model
-    if kind in ("global-rows", "global-spectral"):
-        units: Any = kind.removeprefix("global-")
-        return pruning.uniform_prune(module, amount, kind=units, scope="global").model
     if kind == "unstructured":
         return pruning.uniform_prune(module, amount, kind="unstructured").model
-    if kind == "low-rank":
-        return truncation.low_rank(module, int(amount)).model
-    if kind == "random-rank":
-        return truncation.random_rank(module, int(amount), seed=seed).model
-    if kind == "scale":
-        return truncation.scale_weights(module, amount)
     raise InputError("transform", got=repr(kind), needed="a kind of experiments.config.Kind", fix="see Transform")
 
 

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from certbound.arrays import F64, I64
-from certbound.attacks.apgd import attack
+from certbound.attacks.apgd import attack, attack_library
 from certbound.attacks.common import into_ball, own_state
-from certbound.errors import MissingDependencyError
 from certbound.network import Network
 from certbound.robustness import network_margins
 from certbound.types import norm_name
@@ -56,7 +55,7 @@ def square(model: Model, x: F64, y: I64, norm: float, delta: float, settings: Me
 
     from certbound.io.to_torch import to_torch
 
-    library = _library()
+    library, _ = attack_library("SquareAttack", "square")
     module = to_torch(model.network, dtype="float32")
     shape = (len(x), *model.images.shape)
 
@@ -71,19 +70,6 @@ def square(model: Model, x: F64, y: I64, norm: float, delta: float, settings: Me
         found = attacker.perturb(torch.tensor(x, dtype=torch.float32).reshape(shape), torch.tensor(y))
     points = found.reshape(len(x), -1).double().numpy()
     return into_ball(x, np.clip(points, 0.0, 1.0), delta, norm)
-
-
-def _library() -> Any:
-    try:
-        from autoattack.square import SquareAttack
-    except ImportError:
-        try:
-            from pyautoattack.square import SquareAttack
-        except ImportError as error:
-            raise MissingDependencyError(
-                "pyautoattack", purpose="the Square attack", command="pip install 'certbound[attack]'"
-            ) from error
-    return SquareAttack
 
 
 __all__ = ["SQUARE_QUERIES", "accuracy", "other_attacks", "square"]

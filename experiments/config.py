@@ -22,17 +22,14 @@ FORMAT: Final = 1
 
 INF: Final = math.inf
 
-Kind = Literal[
-    "epsilon-rows", "epsilon-spectral", "matched-rows", "matched-ranks", "uniform-rows", "uniform-spectral",
-    "unstructured", "global-rows", "global-spectral", "scale", "random-rank", "low-rank",
-]  # fmt: skip
+Kind = Literal["epsilon-rows", "epsilon-spectral", "matched-rows", "matched-ranks", "unstructured"]
 """What can be done to a trained model. ``matched-…`` with ε prunes uniformly to the number of parameters (rows) or the
 sum of ranks that ε-pruning by ε leaves."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A change of the trained weights: pruning, projection, scaling. ``amount``: ε, share removed, factor or rank."""
+    """Pruning of the trained weights. ``amount``: ε, or the share removed."""
 
     kind: Kind
     amount: float

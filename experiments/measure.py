@@ -15,6 +15,7 @@ import numpy as np
 
 from certbound.arrays import F64, I64
 from certbound.attacks.apgd import AttackReport, attack
+from certbound.bound import Result
 from certbound.comparison import compare_curve
 from certbound.compressibility import first_k, profile
 from certbound.lipschitz.alignment import alignment_pair
@@ -172,6 +173,7 @@ def _alignment(first: F64, second: F64, norm: float) -> float | None:
     if len(first) > _PAIR_SDP:
         return None
     found = lipschitz_sdp([first, second], norm=2, tolerance=1e-3)
+    assert isinstance(found, Result)  # a tuple of them for all margins only
     return min(1.0, found.bound.value / product)
 
 

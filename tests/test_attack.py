@@ -484,13 +484,13 @@ def test_compare_names_no_slow_method_by_itself():
 
 def test_a_found_point_that_is_no_worse_gives_the_sample_itself(monkeypatch):
     net = Network.from_weights([np.eye(2)])
-    _, name = apgd._library()
+    _, name = apgd.attack_library()
 
     class Helpful(_Fake):
         def perturb(self, x, y, best_loss=False):
             return x + torch.tensor([0.05, -0.05])  # raises the margin of class 0
 
-    monkeypatch.setattr(apgd, "_library", lambda *_: (Helpful, name))
+    monkeypatch.setattr(apgd, "attack_library", lambda *_: (Helpful, name))
     report = run(net, [[0.6, 0.4]], [0], 0.1)
     np.testing.assert_array_equal(report.x_adv, [[0.6, 0.4]])
     assert report.loss_gap.value == 0.0
@@ -502,7 +502,7 @@ def test_delta_zero_is_the_sample_itself_and_no_attack(monkeypatch):
         def perturb(self, x, y, best_loss=False):
             raise AssertionError("called")
 
-    monkeypatch.setattr(apgd, "_library", lambda *_: (Forbidden, "x"))
+    monkeypatch.setattr(apgd, "attack_library", lambda *_: (Forbidden, "x"))
     x = np.array([[0.1, 0.7]])
     report = run([np.eye(2)], x, [0], 0.0)
     np.testing.assert_array_equal(report.x_adv, x)
@@ -607,7 +607,7 @@ def test_global_state_is_restored(monkeypatch, fails):
                 raise KeyError("from inside")
             return x
 
-    monkeypatch.setattr(apgd, "_library", lambda *_: (Rude, "rude"))
+    monkeypatch.setattr(apgd, "attack_library", lambda *_: (Rude, "rude"))
     random.random()
     np.random.rand()  # noqa: NPY002
     torch.rand(1)

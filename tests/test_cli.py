@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_runs import run
 from safetensors.numpy import save_file
 
 from certbound import cli
@@ -59,13 +60,6 @@ def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CERTBOUND_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path
-
-
-def run(capsys, *arguments):
-    """Exit code, stdout, stderr."""
-    code = cli.main([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def run_json(capsys, *arguments, code=0):

@@ -346,6 +346,37 @@ def test_broken_bounds_and_bad_input_are_not_swallowed(monkeypatch):
         compare(net, x, y, delta=0.05, norm=2, methods=["cover"])
 
 
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_effort_decides_how_many_programmes_are_solved(norm, monkeypatch):
+    """Little effort: looser bounds that are bounds still, of the same call the same number."""
+    from certbound.lipschitz import margin_constants as module
+
+    solved = []
+    real = module.solved
+    monkeypatch.setattr(module, "solved", lambda *a: solved.append(1) or real(*a))
+    net, x, y = random_problem(widths=(6, 12, 12, 6))
+    values, counts = [], []
+    for effort in (0.0, 1.0):
+        solved.clear()
+        c = compare(net, x, y, delta=0.05, norm=norm, methods=["recursion", "sdp"], effort=effort)
+        assert c.row("sdp").status is Status.OK
+        assert c.to_dict()["effort"] == effort
+        values.append(c.constants["sdp"])
+        counts.append(len(solved))
+        assert np.all(c.constants["sdp"] <= c.constants["recursion"] * (1 + 1e-9))
+    assert counts == [0, 15], "one programme for all outputs together, or one for each of 15 margins"
+    assert np.all(values[1] <= values[0] * (1 + 1e-9)) and values[0].max() > values[1].max()
+    again = compare(net, x, y, delta=0.05, norm=norm, methods=["sdp"], effort=0.0)
+    assert np.array_equal(again.constants["sdp"], values[0])
+
+
+@pytest.mark.parametrize("effort", [-1.0, math.nan, math.inf, True, "much", None])
+def test_effort_that_is_no_number_is_refused(effort):
+    net, x, y = random_problem()
+    with pytest.raises(InputError, match="effort"):
+        compare(net, x, y, delta=0.05, norm=2, effort=effort)
+
+
 def test_time_limit():
     net, x, y = random_problem()
     c = compare(net, x, y, delta=0.05, norm=2, time_limit=1e-9)

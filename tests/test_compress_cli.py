@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cli_runs import run
 from safetensors.numpy import load_file, save_file
 
 from certbound import cli
@@ -72,12 +73,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CERTBOUND_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path
-
-
-def run(capsys, *arguments):
-    code = cli.main([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def compress(capsys, *arguments, out="p.safetensors"):

@@ -14,15 +14,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import distributed
 import pytest
 import toy_study
 
 from certbound.errors import InputError
-from experiments import environment, runner, store
-
-distributed = pytest.importorskip("distributed")
-
-from experiments import cluster  # noqa: E402
+from experiments import cluster, environment, runner, store
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from image_files import idx, pixels, write_cifar_binary, write_cifar_python, write_mnist, write_svhn
@@ -652,7 +653,6 @@ TINY = {
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
     """A random CLIP of the smallest sizes, under a name that open_clip then knows; and the folder for its weights."""
-    open_clip = pytest.importorskip("open_clip")
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", TINY)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -725,7 +725,6 @@ def test_clip_weights_that_are_missing_or_do_not_fit_are_refused(tiny):
 
 
 def test_clip_models_that_open_clip_would_fetch_are_refused(tmp_path):
-    pytest.importorskip("open_clip")
     for name in ("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "ViT-B-99"):
         with pytest.raises(InputError, match=r"a model of open_clip\.list_models"):
             data.clip_model(tmp_path, name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from certbound.compress.factorised import linear_groups, relu_network
-from certbound.errors import LadderError
+from certbound.errors import InputError, LadderError
 from certbound.io.torch_module import from_module
 from certbound.network import Network
 from certbound.robustness import network_margins
@@ -164,6 +164,18 @@ def test_energy_of_attacks_on_a_network_that_reads_one_direction():
     assert len(details["pca"]["clean"]) == len(details["pca"]["adversarial"]) == 20
 
 
+def test_large_weights_do_not_hide_universal_perturbations(model):
+    """Logits of 10^4 saturate the cross-entropy in float32: an attack that follows its gradient finds nothing."""
+    loud = torch.nn.Sequential(*model.module[:-1], torch.nn.Linear(12, 10)).requires_grad_(False)
+    loud[-1].weight.copy_(1e4 * model.module[-1].weight)
+    loud[-1].bias.copy_(1e4 * model.module[-1].bias)
+    settings = replace(FAST, steps=30)
+    quiet = measuring._universal(model, INF, settings)
+    assert quiet > 0.2
+    found = measuring._universal(replace(model, module=loud, network=from_module(loud)), INF, settings)
+    assert found == pytest.approx(quiet, abs=0.02)
+
+
 def test_square_stays_in_its_ball(model, samples):
     x, y = samples
     for norm, delta in ((INF, 0.05), (2.0, 0.5)):
@@ -228,26 +240,20 @@ def test_random_factors_are_orthonormal_and_not_trained():
         assert not torch.equal(before[1].weight, after[1].weight)
 
 
-@pytest.mark.parametrize(
-    ("kind", "amount", "measured", "expected"),
-    [
-        ("uniform-rows", 0.5, "nonzero_rows", 12.0),
-        ("uniform-spectral", 0.5, "ranks", 12.0),
-        ("low-rank", 3, "ranks", 6.0),
-        ("random-rank", 3, "ranks", 6.0),
-        ("unstructured", 0.5, "nonzero", (64 * 12 + 12 * 12) / 2 + 120),
-    ],
-)
-def test_transforms_do_what_they_say(model, kind, amount, measured, expected):
-    changed = transformed(model.module, Transform(kind, amount), 0)
-    numbers = measuring._structure(from_module(changed.eval()))
-    assert numbers[measured] == expected
-    assert measuring._structure(model.network)[measured] != expected, "the given model was changed"
+def test_unstructured_pruning_removes_its_share_of_every_layer(model):
+    changed = transformed(model.module, Transform("unstructured", 0.5))
+    assert measuring._structure(from_module(changed.eval()))["nonzero"] == (64 * 12 + 12 * 12) / 2 + 120
+    assert measuring._structure(model.network)["nonzero"] == 64 * 12 + 12 * 12 + 120, "the given model was changed"
+
+
+def test_transforms_that_there_are_none_are_refused(model):
+    with pytest.raises(InputError, match="uniform-tows"):
+        transformed(model.module, Transform("uniform-tows", 0.5))
 
 
 def test_matched_rows_keep_as_many_parameters_as_epsilon_pruning(model):
     def size(kind):
-        layers = from_module(transformed(model.module, Transform(kind, 0.3), 0)).chain.encoder
+        layers = from_module(transformed(model.module, Transform(kind, 0.3))).chain.encoder
         return sum(np.count_nonzero(np.abs(w).sum(axis=1)) * w.shape[1] for w in layers)
 
     step = 64 + 12  # of both layers one row
@@ -263,18 +269,12 @@ def test_matched_ranks_keep_the_sum_of_ranks_of_epsilon_pruning(epsilon):
     net[2].weight.data[:, 8:] *= 0.1  # another spectrum than the first layer's
 
     def ranks(kind):
-        layers = from_module(transformed(net, Transform(kind, epsilon), 0)).chain.encoder
+        layers = from_module(transformed(net, Transform(kind, epsilon))).chain.encoder
         return [int(np.linalg.matrix_rank(w, tol=1e-5)) for w in layers]
 
     wanted, found = ranks("epsilon-spectral"), ranks("matched-ranks")
     assert wanted[0] != wanted[1] and found[0] == found[1]
     assert abs(sum(wanted) - sum(found)) <= 1
-
-
-def test_scaling_keeps_the_classes(model, samples):
-    x, y = samples
-    changed = from_module(transformed(model.module, Transform("scale", 4.0), 0))
-    assert np.array_equal(network_margins(changed, x, y) > 0, network_margins(model.network, x, y) > 0)
 
 
 def test_the_control_arm_ends_with_the_base():

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from module_state import assert_untouched, state
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -53,16 +54,6 @@ def convolutional():
         nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 5), nn.ReLU(),
         nn.Linear(5, 3),
     )  # fmt: skip
-
-
-def state(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def assert_untouched(model, before):
-    after = model.state_dict()
-    assert list(after) == list(before)
-    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def numbers(weight):

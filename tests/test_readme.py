@@ -5,6 +5,9 @@ import io
 import re
 from pathlib import Path
 
+from experiments import results
+from experiments.rules import At, Change, Correlation
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -27,3 +30,25 @@ def test_picture_and_commands_are_there():
         assert (README.parent / picture).is_file(), picture
     assert "make demo" in text
     assert "make test" in text
+
+
+def test_what_the_readme_says_of_the_studies_comes_from_their_rows():
+    """The verdicts by name, and the numbers of its sentences."""
+    text = README.read_text(encoding="utf-8").split("## The paper's experiments, re-run", 1)[1].split("\n## ", 1)[0]
+    page = (README.parent / "experiments" / "RESULTS.md").read_text(encoding="utf-8")
+    cells = next(line for line in text.splitlines() if line.startswith("| nuclear norm at")).strip("|").split("|")
+    for cell, word in zip(cells, ("supported", "not supported", "inconclusive"), strict=True):
+        named = set(re.findall(r"\((e\d\d)\)", cell))
+        assert named == set(re.findall(rf"^\| \[(e\d\d)\].*\| \*\*{word}\*\* \|", page, re.MULTILINE)), word
+    rows = results.packed(README.parent / "experiments")
+
+    def words(found, sign=1):
+        low, high = sorted((sign * found.low, sign * found.high))
+        return f"{sign * found.value:.2f} [{low:.2f}, {high:.2f}]"
+
+    free, fixed = "nuclear norm", "nuclear norm, ‖W‖_F fixed"
+    for arm, sign in ((free, 1), (fixed, -1)):
+        assert words(Change("ra_inf", At(arm, 0.03), At(arm, "first")).estimate(rows["e01"]), sign) in text
+    for gap in ("attack_2", "gap_normalised_2"):
+        found = Correlation("bound_2/printed", gap, ("low rank",)).estimate(rows["e07"])
+        assert f"{found.value:.2f} with" in text

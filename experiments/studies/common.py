@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
-from experiments.config import Config, Measure, Training, Transform
+from experiments.config import Config, Kind, Measure, Training, Transform
 from experiments.study import Point
 
 PAPER_MEASURE: Final = Measure(
@@ -79,9 +79,9 @@ def _width(weights: int, n_inputs: int, depth: int, n_outputs: int) -> int:
     return w
 
 
-def changed(base: Config, kind: str, amounts: Iterable[float], arm: str) -> tuple[Point, ...]:
+def changed(base: Config, kind: Kind, amounts: Iterable[float], arm: str) -> tuple[Point, ...]:
     """The base, trained, then transformed by each amount."""
-    return tuple(Point(arm, a, replace(base, transform=Transform(kind, a))) for a in amounts)  # type: ignore[arg-type]
+    return tuple(Point(arm, a, replace(base, transform=Transform(kind, a))) for a in amounts)
 
 
 __all__ = [

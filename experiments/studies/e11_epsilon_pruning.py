@@ -16,13 +16,12 @@ SPECTRAL, SPECTRAL_UNIFORM = "ε-pruning of ranks", "uniform pruning of ranks, e
 def points(scale: str) -> tuple[Point, ...]:
     """ε for rows and for ranks, each with the uniform ratio of equal size."""
     base = digits_or(scale, PAPER_CIFAR)
-    arms: list[Point] = []
-    for kind, arm in (
-        ("epsilon-rows", ROWS), ("matched-rows", ROWS_UNIFORM),
-        ("epsilon-spectral", SPECTRAL), ("matched-ranks", SPECTRAL_UNIFORM),
-    ):  # fmt: skip
-        arms += changed(base, kind, EPSILONS, arm)
-    return tuple(arms)
+    return (
+        *changed(base, "epsilon-rows", EPSILONS, ROWS),
+        *changed(base, "matched-rows", EPSILONS, ROWS_UNIFORM),
+        *changed(base, "epsilon-spectral", EPSILONS, SPECTRAL),
+        *changed(base, "matched-ranks", EPSILONS, SPECTRAL_UNIFORM),
+    )
 
 
 STUDY: Final = Study(
