@@ -110,12 +110,14 @@ def _pair(B: F64, A: F64, layer: int, k: int, norm: float, max_patterns: int, pa
     core, exact = max_pattern_norm(bk, ak, norm, max_patterns)
     relaxed = pair_sdp_2(bk, ak)[0] if pair_sdp and not exact and not math.isinf(norm) else math.inf
     core, sdp = min(core, relaxed), relaxed < core
-    nbk, neb, nak, nea = (induced_norm(x, norm) for x in (bk, eb, ak, ea))
-    # B D A = B_k D A_k + B_k D E_A + E_B D A = B_k D A_k + B D E_A + E_B D A_k
-    remainder = min(nbk * nea + neb, nea + neb * nak)
-    value = core + remainder
-    if math.isinf(norm):
-        value = min(value, max(core + nbk * nea, neb))
+    value, remainder = core, 0.0
+    if eb.any() or ea.any():
+        nbk, neb, nak, nea = (induced_norm(x, norm) for x in (bk, eb, ak, ea))
+        # B D A = B_k D A_k + B_k D E_A + E_B D A = B_k D A_k + B D E_A + E_B D A_k
+        remainder = min(nbk * nea + neb, nea + neb * nak)
+        value = core + remainder
+        if math.isinf(norm):
+            value = min(value, max(core + nbk * nea, neb))
     value = min(1.0, value)
     return AlignmentPair(layer, value, exact, core, remainder, k, norm, multiply_up(multiply_up(value, nb), na), sdp)
 
