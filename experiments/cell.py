@@ -42,8 +42,8 @@ def run_config(
     model = Model(module, from_module(module), images, seed, device, second)
     numbers, details = measure(model, config.measure)
     numbers["steps"] = float(history["steps"])
-    # not a measure: it is no function of the configuration
-    return numbers, {**details, "train_seconds": float(history["seconds"])}
+    # the seconds are no measure: they are no function of the configuration
+    return numbers, {**details, "train_seconds": float(history["seconds"]), "data": images.digest}
 
 
 def task(config: Config, seed: int, root: str | None) -> Images:

@@ -197,13 +197,14 @@ def test_checks_run_and_find_less_than_the_attack():
 
 def test_a_cell_is_a_pure_function_of_configuration_and_seed():
     torch.manual_seed(5)
-    first, _ = run_config(SMALL.measured(universal=True), 3)
+    first, details = run_config(SMALL.measured(universal=True), 3)
     torch.manual_seed(6)
     np.random.seed(7)  # noqa: NPY002
     again, _ = run_config(SMALL.measured(universal=True), 3)
     other, _ = run_config(SMALL.measured(universal=True), 4)
     assert first == again
     assert first != other
+    assert details["data"] == task(SMALL, 3, None).digest != task(SMALL, 4, None).digest
 
 
 def test_a_broken_bound_is_no_row(monkeypatch):
