@@ -30,11 +30,15 @@ if TYPE_CHECKING:
         MissingDependencyError,
         UnsupportedLayerError,
     )
+    from certbound.graph import Graph, as_graph
     from certbound.io.factory import load_model
+    from certbound.io.onnx_file import load_onnx
+    from certbound.io.onnx_wire import OnnxLimits
     from certbound.io.quantised import dequantise
     from certbound.lipschitz.alignment import lipschitz_alignment
     from certbound.lipschitz.branch_and_bound import Bracket, lipschitz_bracket
     from certbound.lipschitz.exact import ExactResult, lipschitz_exact
+    from certbound.lipschitz.graph_local import lipschitz_local
     from certbound.lipschitz.patterns import lipschitz_patterns
     from certbound.lipschitz.product import lipschitz_product
     from certbound.lipschitz.sampled import SmoothPoint, lipschitz_sampled
@@ -51,7 +55,9 @@ if TYPE_CHECKING:
         spectral_norm_lower,
         spectral_norm_upper,
     )
+    from certbound.norms.operator import operator_norm_lower, operator_norm_upper
     from certbound.theorems.corollary33 import Corollary33Report, check_corollary33
+    from certbound.theorems.layer_report import LayerReport, layer_report
     from certbound.theorems.theorem31 import Theorem31Report, check_theorem31
     from certbound.theorems.theorem32 import Theorem32Report, check_theorem32
     from certbound.types import Quantity, Rigor, Sense, Status
@@ -61,7 +67,13 @@ _HOMES = {
     "certbound.certificate": ("load_certificate",),
     "certbound.ci_gate": ("Baseline", "GateReport", "Limits", "gate"),
     "certbound.io.quantised": ("dequantise",),
+    "certbound.graph": ("Graph", "as_graph"),
     "certbound.io.factory": ("load_model",),
+    "certbound.io.onnx_file": ("load_onnx",),
+    "certbound.io.onnx_wire": ("OnnxLimits",),
+    "certbound.lipschitz.graph_local": ("lipschitz_local",),
+    "certbound.norms.operator": ("operator_norm_lower", "operator_norm_upper"),
+    "certbound.theorems.layer_report": ("LayerReport", "layer_report"),
     "certbound.model_comparison": ("ModelComparison", "certified_radii", "compare_models"),
     "certbound.attacks.pair": ("AttackPair",),
     "certbound.attacks.universal": ("UniversalReport", "universal_perturbation"),
@@ -126,6 +138,15 @@ __all__ = [
     "dequantise",
     "load_certificate",
     "load_model",
+    "load_onnx",
+    "OnnxLimits",
+    "Graph",
+    "as_graph",
+    "LayerReport",
+    "layer_report",
+    "lipschitz_local",
+    "operator_norm_lower",
+    "operator_norm_upper",
     "ModelComparison",
     "certified_radii",
     "compare_models",

@@ -18,10 +18,10 @@ import numpy as np
 
 from certbound import text
 from certbound.arrays import F64
-from certbound.errors import InputError
+from certbound.errors import InputError, UnsupportedLayerError
 from certbound.lipschitz.recursion import recursion_2, recursion_inf
 from certbound.methods import Problem
-from certbound.robustness import certify_by_constants, head_constants
+from certbound.robustness import certify_by_constants, head_constants, is_chain
 from certbound.theorems.theorem31 import PaperForm, best_value, check_theorem31, measure
 from certbound.types import SCHEMA_VERSION, norm_name
 
@@ -101,7 +101,7 @@ def _theorem31_steps(problem: Problem, form: str) -> list[Step]:
     """Theorem 3.1 per layer: bound / norm as its named factors (all >= 1)."""
     part = "neuron" if math.isinf(problem.samples.norm) else "spectral"
     steps: list[Step] = []
-    for i, w in enumerate(problem.samples.network.chain.encoder):
+    for i, w in enumerate(problem.chain.chain.encoder):
         if form == "sharp":
             m = measure(w)
             norm = m.vector(part).top * m.scale
@@ -115,7 +115,7 @@ def _theorem31_steps(problem: Problem, form: str) -> list[Step]:
 
 def _joint_encoder(problem: Problem) -> float:
     """The encoder's Lipschitz constant with all layers bounded together (closed-form recursion), p → p."""
-    encoder = problem.samples.network.chain.encoder
+    encoder = problem.chain.chain.encoder
     if math.isinf(problem.samples.norm):
         return max(recursion_inf(encoder[:-1], row)[0] for row in encoder[-1])
     return recursion_2(encoder[:-1], encoder[-1])
@@ -136,6 +136,13 @@ def attribute(
     """
     if bound not in STARTS:
         raise InputError("bound", got=repr(bound), needed=f"one of {STARTS}", fix="'printed' is the paper's")
+    if not is_chain(problem.samples.network):
+        raise UnsupportedLayerError(
+            "model",
+            got="a network that is no chain of fully connected layers and ReLU",
+            needed="one: the steps (Theorem 3.1 per layer, alignment, head) are those of such a chain",
+            fix="compare the rows with each other; layer_report shows Theorem 3.1 layer by layer",
+        )
     if bound not in gaps or empirical is None:
         raise InputError(
             "bound",
@@ -152,7 +159,7 @@ def attribute(
             fix="choose a larger delta",
         )
     samples = problem.samples
-    head = samples.network.chain.head
+    head = problem.chain.chain.head
     encoder_bounds, _ = problem.encoder
     steps: list[Step] = []
     value = start
@@ -166,7 +173,7 @@ def attribute(
         steps.append(Step(name, math.log(value / to)))
         value = to
 
-    if samples.network.chain.encoder and bound != "recursion":
+    if problem.chain.chain.encoder and bound != "recursion":
         if bound in ("printed", "derived", "sharp"):
             steps += _theorem31_steps(problem, bound)
             # the same alignment factors stand in both, so the quotient is Theorem 3.1's alone

@@ -24,6 +24,8 @@ from xml.etree import ElementTree as ET
 from certbound import text
 from certbound.comparison import Comparison, Row
 from certbound.errors import InputError
+from certbound.graph import as_graph
+from certbound.network import Network
 from certbound.types import SCHEMA_VERSION, Quantity, Rigor, Sense, Status, norm_name
 
 Direction = Literal["at least", "at most"]
@@ -330,9 +332,14 @@ def _printable(value: str) -> str:
 
 
 def _widths(comparison: Comparison) -> tuple[int, ...]:
-    """The network's widths, input first; a ReLU after the last matrix is refused by ``compare`` already."""
+    """The network's widths, input first; a ReLU after the last matrix is refused by ``compare`` already.
+
+    Of what is no plain chain the sizes of all values of its graph.
+    """
     network = comparison.problem.samples.network
-    return (network.n_inputs, *(w.shape[0] for w in network.chain.weights))
+    if isinstance(network, Network) and network.is_relu_chain:
+        return (network.n_inputs, *(w.shape[0] for w in network.chain.weights))
+    return tuple(math.prod(shape) for shape in as_graph(network).shapes)
 
 
 def _samples(comparison: Comparison) -> str:

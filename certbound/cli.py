@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from certbound.commands import attack, check, compare, compress, demo, doctor, gate, study, verify
+from certbound.commands import attack, check, compare, compress, demo, doctor, gate, layers, study, verify
 from certbound.commands.options import Subparsers
 from certbound.errors import CertboundError, CertificateError, InputError, LadderError, MissingDependencyError
 
@@ -41,7 +41,9 @@ exit codes:
 examples:
   certbound doctor
   certbound check W.npy
+  certbound layers --model net.py:make --weights w.safetensors --input-shape 3,32,32
   certbound compare --model net.py:make --weights w.safetensors --data mnist5k --delta 8/255 --norm inf
+  certbound compare --model net.onnx --data test.npz --delta 8/255 --norm inf
   certbound attack --weights net.npz --data test.npz --delta 0.5 --norm 2 --save adv.npz
   certbound gate --weights net.npz --data test.npz --delta 0.1 --norm 2 --min-certified-accuracy 0.8 --junit gate.xml
   certbound compress --model net.py:make --weights w.safetensors --method epsilon-rows --epsilon 0.1 --out p.safetensors
@@ -53,6 +55,7 @@ examples:
 _COMMANDS: Final[tuple[Callable[[Subparsers], None], ...]] = (
     doctor.add,
     check.add,
+    layers.add,
     compare.add,
     attack.add,
     gate.add,

@@ -20,7 +20,8 @@ from certbound import text
 from certbound.arrays import F64, I64, as_float64, as_labels
 from certbound.attribution import Attribution, attribute
 from certbound.bound import Bound, Claim
-from certbound.errors import InputError, LadderError
+from certbound.crown.graph_problem import WorkLimitError
+from certbound.errors import InputError, LadderError, UnsupportedLayerError
 from certbound.methods import LADDER, METHODS, Attacked, Constants, Method, Problem, empirical_gap
 from certbound.progress import track
 from certbound.robustness import Certified, Samples, certify_by_constants
@@ -34,6 +35,13 @@ _TOLERANCE = 1e-9
 
 _FAILURES = (np.linalg.LinAlgError, ArithmeticError, RuntimeError, MemoryError)
 """What a method may die of; bad input and broken bounds (CertboundError) are never swallowed."""
+
+_OUT_OF_REACH = (UnsupportedLayerError, WorkLimitError)
+"""What a method may say of a network that it does not know, or that is too large for it."""
+
+
+def _status(error: Exception) -> Status:
+    return Status.TOO_LARGE if isinstance(error, WorkLimitError) else Status.UNSUPPORTED
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,12 @@ class Comparison:
             )
         plain = list(dict.fromkeys(r.method for r in self.rows if r.rigor is Rigor.NUMERICAL))
         word = f"numerical, so rounding is not accounted for: {', '.join(plain)}\n" if plain else ""
-        return f"{head}\n{text.table(lines, columns)}\n{word}ladder: {len(self.ladder)} links hold"
+        reasons: dict[str, list[str]] = {}
+        for name in dict.fromkeys(r.method for r in self.rows if r.status is Status.UNSUPPORTED):
+            note = next(r.note for r in self.rows if r.method == name)
+            reasons.setdefault(note, []).append(name)
+        why = "".join(f"unsupported ({', '.join(names)}): {note}\n" for note, names in reasons.items())
+        return f"{head}\n{text.table(lines, columns)}\n{why}{word}ladder: {len(self.ladder)} links hold"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with ``schema_version``."""
@@ -263,6 +276,8 @@ def _prepare(problem: Problem, method: Method) -> _Outcome:
     start = time.perf_counter()
     try:
         result: Constants = method.constants(problem)
+    except _OUT_OF_REACH as error:
+        return _Outcome(method, _status(error), str(error), time.perf_counter() - start, None)
     except _FAILURES as error:
         logger.warning("method %s failed: %s", method.name, error)
         return _Outcome(method, Status.FAILED, f"{type(error).__name__}: {error}", time.perf_counter() - start, None)
@@ -312,7 +327,9 @@ def compare(
 
     Parameters
     ----------
-    model : nn.Module, Network or list of weight matrices, ending in logits (one logit: two classes).
+    model : nn.Module, Network, Graph or list of weight matrices, ending in logits (one logit: two classes). What is
+        small enough to be a Network of dense layers is compared as one; of others the methods that do not apply give
+        rows with the status UNSUPPORTED or TOO_LARGE and the reason.
     x, y : samples in [0, 1], shape (samples, …), and class indices. delta : radius in the units of x. norm : 2 or ∞.
     methods : names from ``certbound.methods.METHODS``; None runs those that are defaults.
     n_samples : a random subset (``seed``) of this size. time_limit : seconds; methods not started in time get
@@ -409,6 +426,8 @@ def _evaluate(problem: Problem, outcomes: Sequence[_Outcome], delta: float) -> C
                 elif method.attack is not None:
                     attacked[method.name] = method.attack(problem, delta)
                 seconds = time.perf_counter() - start
+        except _OUT_OF_REACH as error:
+            status, note, seconds = _status(error), str(error), time.perf_counter() - start
         except _FAILURES as error:
             logger.warning("method %s failed: %s", method.name, error)
             status, note, seconds = Status.FAILED, f"{type(error).__name__}: {error}", time.perf_counter() - start

@@ -100,6 +100,7 @@ _PACKAGES: Final = (
     ("distributed", "distributed", "cluster", "studies on a Dask cluster"),
     ("open-clip-torch", "open_clip", "clip", "zero-shot CLIP from a local checkpoint"),
     ("torchvision", "torchvision", "clip", "image transforms and data sets"),
+    ("onnx", "onnx", "onnx", "networks as ONNX files"),
     ("hypothesis", "hypothesis", "testing", "certbound.testing strategies"),
     ("python-flint", "flint", "proofs", "exact rationals of proofs_numeric"),
     ("z3-solver", "z3", "proofs", "SMT queries of proofs_numeric"),

@@ -15,8 +15,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from certbound.arrays import F64, as_float64, digest
-from certbound.errors import InputError
+from certbound.arrays import F64, as_float64, digest, is_torch
+from certbound.errors import InputError, UnsupportedLayerError
+from certbound.network import Network, as_network
 from certbound.ops import Constant, Input, Op, Shape
 
 
@@ -185,4 +186,66 @@ class Graph:
         return f"Graph of {len(self.nodes)} nodes, {self.input_shape} -> {self.n_outputs} outputs"
 
 
-__all__ = ["Graph", "Node"]
+def as_graph(model: object, *, input_shape: Shape | None = None) -> Graph:
+    """Read an ``nn.Module``, a Graph, a :class:`~certbound.network.Network` or a list of weight matrices.
+
+    ``input_shape``: shape of one sample without the batch axis; needed for an ``nn.Module``, whose convolutions depend
+    on it.
+
+    Raises
+    ------
+    UnsupportedLayerError : an operation outside :mod:`certbound.ops`, named with its path in the module.
+    InputError : anything that is no network; an input of another shape.
+
+    >>> as_graph([[[1.0, -1.0]], [[2.0]]]).forward([[3.0, 1.0]])
+    array([[4.]])
+    """
+    if isinstance(model, Graph):
+        if input_shape is not None and tuple(input_shape) != model.input_shape:
+            raise InputError(
+                "input_shape",
+                got=str(tuple(input_shape)),
+                needed=f"{model.input_shape}, the input of the graph",
+                fix="leave it out, or import the model again for the other size",
+            )
+        return model
+    if is_torch(model, "Module"):
+        from certbound.io.exported import from_module
+
+        return from_module(cast("Any", model), input_shape=input_shape)
+    from certbound.io.network_graph import from_network
+
+    return from_network(as_network(model, input_shape=input_shape))
+
+
+def read_model(model: object, *, input_shape: Shape | None = None) -> Network | Graph:
+    """The model as a Network where it is a chain of dense layers, else as a Graph.
+
+    A Network can have every bound; what only a :class:`Graph` can hold has those that are defined for it.
+
+    Raises
+    ------
+    UnsupportedLayerError, InputError : the model is neither; without ``input_shape`` why it is no Network, and that a
+        Graph needs the shape.
+
+    >>> type(read_model([[[1.0, -1.0]], [[2.0]]])).__name__
+    'Network'
+    """
+    if isinstance(model, Graph):
+        return as_graph(model, input_shape=input_shape)
+    try:
+        return as_network(model, input_shape=input_shape)
+    except UnsupportedLayerError as error:
+        if not is_torch(model, "Module"):
+            raise
+        if input_shape is None:
+            raise InputError(
+                "input_shape",
+                got=f"None, for a model that is no chain of dense layers ({error.got})",
+                needed="the shape of one sample without the batch axis: the size of a convolution depends on it",
+                fix="pass input_shape=(3, 224, 224) for colour images of that size",
+            ) from error
+    return as_graph(model, input_shape=input_shape)
+
+
+__all__ = ["Graph", "Node", "as_graph", "read_model"]

@@ -18,11 +18,22 @@ import numpy as np
 
 from certbound.arrays import F64, I64
 from certbound.bound import Bound
+from certbound.errors import UnsupportedLayerError
+from certbound.lipschitz.graph_margin_constants import product_constants
 from certbound.lipschitz.margin_constants import margin_constants
 from certbound.lipschitz.patterns import pattern_maximum
 from certbound.lipschitz.sdp_cvxpy import CLARABEL_LIMIT, SCS_LIMIT, lmi_size
 from certbound.losses import class_head
-from certbound.robustness import Certified, Samples, gap_of_margins, gradient_constants, head_constants, network_margins
+from certbound.network import Network
+from certbound.robustness import (
+    Certified,
+    Samples,
+    gap_of_margins,
+    gradient_constants,
+    head_constants,
+    is_chain,
+    network_margins,
+)
 from certbound.theorems.theorem32 import encoder_bounds
 from certbound.types import Rigor, Sense, Status
 
@@ -30,6 +41,8 @@ MAX_PATTERNS = 2**10
 """Patterns enumerated per pair of layers inside ``compare``: a fraction of a second."""
 PATTERN_NEURONS = 12
 """Hidden neurons up to which ``compare`` enumerates all patterns, for every margin."""
+SDP_SECONDS = 10.0
+"""Seconds that ``compare`` gives LipSDP for each margin of a Network that is no plain chain, at effort 1."""
 
 Kind = Literal["lipschitz", "margins", "attack"]
 
@@ -48,11 +61,18 @@ class Problem:
         """Seconds to the deadline; None without one."""
         return None if self.deadline is None else self.deadline - time.perf_counter()
 
+    @property
+    def chain(self) -> Network:
+        """The network of a method that knows plain chains only: :func:`_no_chain` keeps others from it."""
+        network = self.samples.network
+        assert isinstance(network, Network)
+        return network
+
     @cached_property
     def encoder(self) -> tuple[dict[str, Bound], float]:
         """The encoder's five Lipschitz bounds of Theorem 3.2, and the seconds they took together."""
         start = time.perf_counter()
-        network = self.samples.network
+        network = self.chain
         bounds, _, _ = encoder_bounds(
             network.chain.encoder, self.samples.norm, network.digest, max_patterns=MAX_PATTERNS
         )
@@ -115,31 +135,102 @@ class Method:
 def _encoder_method(name: str, source: str) -> Method:
     def constants(problem: Problem) -> Constants:
         bounds, seconds = problem.encoder
-        head = problem.samples.network.chain.head
+        head = problem.chain.chain.head
         return Constants(head_constants(bounds[name].value, head, problem.samples.norm), seconds=seconds)
 
-    return Method(name, "lipschitz", Sense.UPPER, source, constants=constants, corollary=True)
+    return Method(
+        name, "lipschitz", Sense.UPPER, source, constants=constants, corollary=True, unsupported=_no_chain
+    )
+
+
+_CHAIN = "Theorems 3.1 and 3.2 are proved for chains of fully connected layers and ReLU; see certbound.layer_report"
+
+
+def _no_chain(problem: Problem) -> str | None:
+    """Why a method for plain chains does not apply."""
+    return None if is_chain(problem.samples.network) else _CHAIN
+
+
+def _no_patterns(problem: Problem) -> str | None:
+    return None if is_chain(problem.samples.network) else "patterns are enumerated for plain ReLU chains only"
+
+
+def _no_network(problem: Problem) -> str | None:
+    """Why LipSDP does not apply."""
+    network = problem.samples.network
+    if isinstance(network, Network):
+        return None
+    from certbound.io.graph_to_network import dense_network
+
+    try:
+        dense_network(network)
+    except UnsupportedLayerError as error:
+        return f"no Network of dense layers: {error}"
+    return None
+
+
+def _no_cvxpy(problem: Problem) -> str | None:
+    return None if is_chain(problem.samples.network) else "the reference for plain ReLU chains only; sdp takes others"
+
+
+def _product(problem: Problem) -> Constants:
+    """Encoder times head norm: of a chain by Corollary 3.3, of all else by the product rule of its graph."""
+    if is_chain(problem.samples.network):
+        bounds, seconds = problem.encoder
+        constants = head_constants(bounds["product"].value, problem.chain.chain.head, problem.samples.norm)
+        return Constants(constants, seconds=seconds)
+    return Constants(product_constants(problem.samples.network, problem.samples.norm))
+
+
+def _closed(problem: Problem, method: Literal["closed-form", "sdp"]) -> Constants:
+    """Of a chain all margins together; of another Network LipSDP margin by margin."""
+    samples = problem.samples
+    assert isinstance(samples.network, Network)
+    if not is_chain(samples.network):
+        return _lipsdp(problem, samples.network, "closed-form" if method == "closed-form" else "auto")
+    left = problem.seconds_left() if method == "sdp" else None
+    values, status = margin_constants(samples.network, samples.norm, method, left, problem.effort)
+    return Constants(values, status)
+
+
+def _lipsdp(problem: Problem, network: Network, method: Literal["closed-form", "auto"]) -> Constants:
+    from certbound.lipschitz.sdp import lipschitz_sdp
+
+    n = network.n_outputs
+    limit = None if method == "closed-form" else SDP_SECONDS * problem.effort
+    left = problem.seconds_left()
+    if left is not None and limit is not None:
+        limit = min(limit, left)
+    if limit is not None and limit <= 0.0:
+        method, limit = "closed-form", None
+    found = lipschitz_sdp(
+        network, problem.samples.norm, outputs="margins" if n > 1 else 0, method=method, time_limit=limit
+    )
+    results = found if isinstance(found, tuple) else (found,)
+    pairs = [(j, y) for y in range(n) for j in range(y)] if n > 1 else [(0, 1)]
+    values = np.zeros((max(n, 2),) * 2)
+    status = Status.OK
+    for (j, y), result in zip(pairs, results, strict=True):
+        values[j, y] = values[y, j] = result.value
+        status = status if result.status is Status.OK else result.status
+    return Constants(values, status)
 
 
 def _recursion(problem: Problem) -> Constants:
-    values, status = margin_constants(problem.samples.network, problem.samples.norm, "closed-form")
-    return Constants(values, status)
+    return _closed(problem, "closed-form")
 
 
 def _sdp(problem: Problem) -> Constants:
-    values, status = margin_constants(
-        problem.samples.network, problem.samples.norm, "sdp", problem.seconds_left(), problem.effort
-    )
-    return Constants(values, status)
+    return _closed(problem, "sdp")
 
 
 def _cvxpy(problem: Problem) -> Constants:
-    values, status = margin_constants(problem.samples.network, problem.samples.norm, "cvxpy", problem.seconds_left())
+    values, status = margin_constants(problem.chain, problem.samples.norm, "cvxpy", problem.seconds_left())
     return Constants(values, status)
 
 
 def _cvxpy_too_large(problem: Problem) -> str | None:
-    chain = problem.samples.network.chain
+    chain = problem.chain.chain
     if not chain.encoder:
         return None
     size = lmi_size(chain.encoder, problem.samples.norm)
@@ -152,7 +243,7 @@ def _cvxpy_too_large(problem: Problem) -> str | None:
 
 
 def _patterns(problem: Problem) -> Constants:
-    chain, norm = problem.samples.network.chain, problem.samples.norm
+    chain, norm = problem.chain.chain, problem.samples.norm
     rows = class_head(chain.head)
     values = np.zeros((len(rows), len(rows)))
     for y in range(len(rows)):
@@ -162,7 +253,7 @@ def _patterns(problem: Problem) -> Constants:
 
 
 def _patterns_too_large(problem: Problem) -> str | None:
-    hidden = sum(w.shape[0] for w in problem.samples.network.chain.encoder)
+    hidden = sum(w.shape[0] for w in problem.chain.chain.encoder)
     return None if hidden <= PATTERN_NEURONS else f"{hidden} hidden neurons (limit {PATTERN_NEURONS})"
 
 
@@ -245,7 +336,10 @@ METHODS: dict[str, Method] = {
         _encoder_method("printed", _PAPER + "Theorem 3.1 as printed"),
         _encoder_method("derived", _PAPER + "Theorem 3.1, derived form"),
         _encoder_method("sharp", _PAPER + "Theorem 3.1, sharp form"),
-        _encoder_method("product", _PAPER + "the product of norms"),
+        Method(
+            "product", "lipschitz", Sense.UPPER, _PAPER + "the product of norms; of graphs with sums of branches",
+            constants=_product, corollary=True,
+        ),
         _encoder_method("cover", _PAPER + "the alignment cover of Theorem 3.2"),
         Method(
             "patterns",
@@ -254,9 +348,15 @@ METHODS: dict[str, Method] = {
             "all 0/1 activation patterns",
             constants=_patterns,
             too_large=_patterns_too_large,
+            unsupported=_no_patterns,
         ),
         Method(
-            "recursion", "lipschitz", Sense.UPPER, "LipSDP-neuron, closed-form feasible point", constants=_recursion
+            "recursion",
+            "lipschitz",
+            Sense.UPPER,
+            "LipSDP-neuron, closed-form feasible point",
+            constants=_recursion,
+            unsupported=_no_network,
         ),
         Method(
             "sdp",
@@ -264,6 +364,7 @@ METHODS: dict[str, Method] = {
             Sense.UPPER,
             "LipSDP-neuron by the barrier, proved; for many margins the multipliers of the largest",
             constants=_sdp,
+            unsupported=_no_network,
         ),
         Method(
             "sdp-cvxpy",
@@ -274,6 +375,7 @@ METHODS: dict[str, Method] = {
             packages=(("cvxpy",),),
             install="pip install 'certbound[sdp]'",
             too_large=_cvxpy_too_large,
+            unsupported=_no_cvxpy,
             default=False,
         ),
         _margin_method("IBP", "interval bound propagation (auto_LiRPA)"),

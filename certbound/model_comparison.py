@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -19,16 +20,23 @@ from certbound import text
 from certbound.arrays import F64, as_float64, as_labels, frozen
 from certbound.bound import Bound, Claim
 from certbound.comparison import Comparison, compare
+from certbound.crown.graph_problem import WorkLimitError
 from certbound.difference import difference_network, two_sided
-from certbound.errors import InputError, LadderError, MissingDependencyError
+from certbound.errors import InputError, LadderError, MissingDependencyError, UnsupportedLayerError
+from certbound.graph import Graph, Node, as_graph
+from certbound.lipschitz.graph_margin_constants import product_constants
+from certbound.lipschitz.graph_product import graph_product
 from certbound.lipschitz.margin_constants import margin_constants
 from certbound.lipschitz.product import product_bound
 from certbound.lipschitz.recursion import forward, recursion_inf, rows_norm_2
 from certbound.losses import perturbation_domain
 from certbound.network import Network
-from certbound.robustness import network_margins
+from certbound.ops import Add, Linear, Reshape
+from certbound.robustness import network_margins, scaled
 from certbound.theorems.corollary33 import classifier
 from certbound.types import SCHEMA_VERSION, Quantity, Rigor, Sense, Status, norm_name, parse_delta, parse_norm
+
+logger = logging.getLogger(__name__)
 
 RadiusMethod = Literal["recursion", "CROWN"]
 _BOX = (0.0, 1.0)
@@ -118,12 +126,15 @@ class ModelComparison:
         return target
 
 
-def output_change_bounds(network: Network, x: F64, delta: float, norm: float) -> F64:
+def output_change_bounds(network: Network | Graph, x: F64, delta: float, norm: float) -> F64:
     """Upper bounds of ``max_j |h_j(x + a)|``, ``‖a‖ <= δ``, for each sample: Lipschitz, and CROWN where installed.
 
-    ``|h_j(x + a)| <= |h_j(x)| + δ L_j`` with the closed-form recursion's L_j (at most the product of norms); CROWN
-    bounds ``h`` and ``−h`` as margins of a constant output. The smaller of both, sample by sample.
+    ``|h_j(x + a)| <= |h_j(x)| + δ L_j`` with the closed-form recursion's L_j (at most the product of norms; of what is
+    no plain chain the product rule's, one L for all j); CROWN bounds ``h`` and ``−h`` as margins of a constant output.
+    The smaller of both, sample by sample; ∞ where neither knows the network.
     """
+    if not isinstance(network, Network) or not network.is_relu_chain:
+        return _graph_change(as_graph(network), x, delta, norm)
     chain = network.chain
     if math.isinf(norm):
         single = [recursion_inf(chain.encoder, row)[0] for row in chain.head]
@@ -143,6 +154,61 @@ def output_change_bounds(network: Network, x: F64, delta: float, norm: float) ->
     return np.maximum(change, np.max(values, axis=1))
 
 
+def _graph_change(graph: Graph, x: F64, delta: float, norm: float) -> F64:
+    values = np.max(np.abs(graph.forward(x)), axis=1)
+    change = np.full(len(x), math.inf if delta else 0.0) + values
+    try:
+        change = values + scaled(np.array(graph_product(graph, norm).value), delta)
+    except UnsupportedLayerError as error:
+        logger.info("no product bound of the difference: %s", error)
+    if find_spec("auto_LiRPA") is not None and find_spec("torch") is not None:
+        from certbound.crown.margins import margins
+
+        n = graph.n_outputs
+        # outputs (0, h, −h): margins of output 0 are −(±h)
+        both = Linear(np.vstack([np.zeros((1, n)), np.eye(n), -np.eye(n)]), np.zeros(2 * n + 1))
+        two = Graph((*graph.nodes, Node(both, (len(graph.nodes) - 1,))))
+        try:
+            report = margins(two, x, np.zeros(len(x)), delta=delta, norm=norm, method="CROWN", clip=_box_of(x))
+            change = np.minimum(change, np.max(-report.lower[:, 1:], axis=1))
+        except (UnsupportedLayerError, WorkLimitError) as error:
+            logger.info("no CROWN bound of the difference: %s", error)
+    return np.maximum(change, values)
+
+
+def difference(f: Network | Graph, g: Network | Graph) -> Network | Graph:
+    """``f − g``, bounded together: of two plain chains a Network, of any others a Graph.
+
+    >>> f, g = as_graph([[[1.0]], [[2.0]]]), Network.from_weights([[[1.0]]])
+    >>> difference(f, g).forward([[3.0], [-3.0]]).tolist()  # 2 max(x, 0) − x
+    [[3.0], [3.0]]
+    """
+    if isinstance(f, Network) and isinstance(g, Network) and f.is_relu_chain and g.is_relu_chain:
+        return difference_network(f, g)
+    left, right = as_graph(f), as_graph(g)
+    if (left.n_inputs, left.n_outputs) != (right.n_inputs, right.n_outputs):
+        raise InputError(
+            "compressed",
+            got=f"{right.n_inputs} inputs and {right.n_outputs} outputs",
+            needed=f"{left.n_inputs} inputs and {left.n_outputs} outputs, as the dense network has",
+            fix="compare networks for the same task; merge structural pruning back to the full input",
+        )
+    nodes = list(left.nodes)
+    last, first, flat = len(nodes) - 1, 0, (1, left.n_outputs)
+    if left.input_shape != right.input_shape:
+        nodes.append(Node(Reshape(right.shapes[0]), (0,)))
+        first = len(nodes) - 1
+    start = len(nodes) - 1
+    nodes += [
+        replace(node, inputs=tuple(j + start if j else first for j in node.inputs), name=f"compressed.{node.name}")
+        for node in right.nodes[1:]
+    ]
+    ends = (last, len(nodes) - 1 if len(right.nodes) > 1 else first)
+    nodes += [Node(Reshape(flat), (end,)) for end in ends]
+    nodes.append(Node(Add(subtracts=True), (len(nodes) - 2, len(nodes) - 1)))
+    return Graph(tuple(nodes))
+
+
 def _box_of(x: F64) -> tuple[float, float] | None:
     return _BOX if x.min() >= _BOX[0] and x.max() <= _BOX[1] else None
 
@@ -158,7 +224,8 @@ def certified_radii(
 ) -> F64:
     """Certified radius of each sample: no perturbation smaller than it changes the (correct) class; 0 if it is wrong.
 
-    ``recursion``: ``min_j margin_j / L_jy`` with the closed-form LipSDP constants (holds on all of R^n). ``CROWN``:
+    ``recursion``: ``min_j margin_j / L_jy`` with the closed-form LipSDP constants (holds on all of R^n), or for what is
+    no plain chain those of the product rule (0 where it refuses the network). ``CROWN``:
     bisection of ten steps in [0, max_radius], perturbed inputs kept in [0, 1] for ℓ∞; never below the radius of
     ``recursion`` (capped at max_radius).
 
@@ -179,7 +246,10 @@ def certified_radii(
     if method not in ("recursion", "CROWN"):
         raise InputError("method", got=repr(method), needed="'recursion' or 'CROWN'", fix="CROWN is tighter and slower")
     clean = network_margins(network, flat, labels)
-    constants, _ = margin_constants(network, p, "closed-form")
+    if isinstance(network, Network) and network.is_relu_chain:
+        constants, _ = margin_constants(network, p, "closed-form")
+    else:
+        constants = _or_infinite(network, p)
     per_class = constants[:, labels].T  # (samples, classes)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(per_class > 0, clean / per_class, np.where(clean > 0, math.inf, -math.inf))
@@ -196,10 +266,20 @@ def certified_radii(
     return radii
 
 
+def _or_infinite(network: Network | Graph, norm: float) -> F64:
+    """Constants by the product rule; ∞ for a network that is not globally Lipschitz."""
+    try:
+        return product_constants(network, norm)
+    except UnsupportedLayerError as error:
+        logger.info("no product bound: %s", error)
+        n = max(network.n_outputs, 2)
+        return np.where(np.eye(n, dtype=bool), 0.0, math.inf)
+
+
 _INSTALL = "pip install 'certbound[crown]' && pip install --no-deps auto-lirpa==0.3"
 
 
-def _bisect(network: Network, x: F64, y: Any, norm: float, top: float, correct: Any) -> F64:
+def _bisect(network: Network | Graph, x: F64, y: Any, norm: float, top: float, correct: Any) -> F64:
     """Largest radius of the bisection at which CROWN certifies; samples of equal radius are bounded together."""
     from certbound.crown.margins import margins
 
@@ -230,7 +310,7 @@ def compare_models(
 
     Parameters
     ----------
-    dense, compressed : nn.Module, Network or weights, with the same inputs and outputs.
+    dense, compressed : nn.Module, Network, Graph or weights, with the same inputs and outputs.
     x, y, delta, norm, options : as for :func:`certbound.compare`, which runs on both.
     radius_method : ``recursion`` or ``CROWN`` for the per-sample certified radii.
 
@@ -241,7 +321,7 @@ def compare_models(
     """
     samples = as_float64(x, "x")
     f, g = classifier(dense, samples), classifier(compressed, samples)
-    gap_network = difference_network(f, g)
+    gap_network = difference(f, g)
     radius, p = parse_delta(delta), parse_norm(norm)
     first = compare(f, x, y, delta=radius, norm=p, **options)
     second = compare(g, x, y, delta=radius, norm=p, **options)
@@ -272,7 +352,7 @@ def compare_models(
         "difference network: recursion and CROWN",
         "certbound theory, sections 4 and 5",
     )
-    make: Callable[[Network], F64] = lambda net: certified_radii(  # noqa: E731  # two calls, one set of arguments
+    make: Callable[[Network | Graph], F64] = lambda net: certified_radii(  # noqa: E731  # two calls, one set of arguments
         net, flat, labels, norm=p, method=radius_method, max_radius=max(2 * radius, 1e-3)
     )
     radii = MappingProxyType({"dense": frozen(make(f)), "compressed": frozen(make(g))})

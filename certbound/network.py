@@ -627,11 +627,12 @@ class Ball:
 
 
 def as_network(model: object, *, input_shape: tuple[int, ...] | None = None) -> Network:
-    """Read an ``nn.Module``, a Network, or a list of weight matrices (bias-free ReLU net).
+    """Read an ``nn.Module``, a Network, a small :class:`~certbound.graph.Graph` (as dense layers, see
+    :func:`certbound.io.graph_to_network.dense_network`), or a list of weight matrices (bias-free ReLU net).
 
     Raises
     ------
-    UnsupportedLayerError : a layer outside the IR, named with its path in the module.
+    UnsupportedLayerError : a layer outside the IR, named with its path in the module; a graph too large to be dense.
     InputError : anything that is no network.
     """
     if isinstance(model, Network):
@@ -640,6 +641,12 @@ def as_network(model: object, *, input_shape: tuple[int, ...] | None = None) -> 
         from certbound.io.torch_module import from_module
 
         return from_module(cast("Any", model), input_shape=input_shape)
+    from certbound.graph import Graph  # which reads networks
+
+    if isinstance(model, Graph):
+        from certbound.io.graph_to_network import dense_network
+
+        return dense_network(model)
     if isinstance(model, (list, tuple)):
         return Network.from_weights(cast("Sequence[object]", model))
     raise InputError(

@@ -383,7 +383,7 @@ class AvgPool(Op):
     count_include_pad: bool = True
 
     def __post_init__(self) -> None:
-        _check_pool(self)
+        _check_pool(self, _whole(self.kernel, "kernel", least=1))
 
     def output_shape(self, *shapes: Shape) -> Shape:
         """Channels unchanged."""
@@ -530,14 +530,23 @@ class MaxPool(Op):
     dilation: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_pool(self)
-        given = self.dilation or (1,) * len(self.kernel)
-        object.__setattr__(self, "dilation", _whole(given, "dilation", count=len(self.kernel), least=1))
+        kernel = _whole(self.kernel, "kernel", least=1)
+        given = _whole(self.dilation or (1,) * len(kernel), "dilation", count=len(kernel), least=1)
+        object.__setattr__(self, "dilation", given)
+        _check_pool(self, self.spans(kernel))
+
+    def spans(self, kernel: Shape) -> Shape:
+        """Lengths of a window, with the entries that the dilation leaves out."""
+        return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, kernel, strict=True))
 
     def output_shape(self, *shapes: Shape) -> Shape:
-        """Channels unchanged."""
-        spans = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
-        return _pooled(self, shapes[0], spans, self.stride, self.padding)
+        """Channels unchanged; a window that lies on padding alone has no maximum and is refused."""
+        out = _pooled(self, shapes[0], self.spans(self.kernel), self.stride, self.padding)
+        axes = zip(shapes[0][2:], out[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        for n, m, k, step, (low, _), d in axes:
+            if not all(any(0 <= i * step - low + j * d < n for j in range(k)) for i in range(m)):
+                raise _misfit(self, f"an axis of {n} with padding {low}", "windows that reach the value itself")
+        return out
 
     def apply(self, *values: F64) -> F64:
         """Largest entry of each window."""
@@ -549,12 +558,12 @@ class MaxPool(Op):
         return y
 
 
-def _check_pool(op: AvgPool | MaxPool) -> None:
+def _check_pool(op: AvgPool | MaxPool, spans: Shape) -> None:
     kernel = _whole(op.kernel, "kernel", least=1)
     object.__setattr__(op, "kernel", kernel)
     object.__setattr__(op, "stride", _whole(op.stride or kernel, "stride", count=len(kernel), least=1))
     pads = tuple(_pair(p, "padding") for p in (op.padding or ((0, 0),) * len(kernel)))
-    if len(pads) != len(kernel) or any(max(p) >= k for p, k in zip(pads, kernel, strict=True)):
+    if len(pads) != len(kernel) or any(max(p) >= k for p, k in zip(pads, spans, strict=True)):
         raise InputError(
             "padding", got=repr(pads), needed="one pair per axis, each smaller than the window",
             fix="a window of padding alone has no maximum and no mean",
@@ -665,6 +674,10 @@ class Pad(Op):
 
     pads: Pads
     value: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise InputError("value", got=repr(self.value), needed="a finite number", fix="see MaxPool's own padding")
 
     def output_shape(self, *shapes: Shape) -> Shape:
         """Larger by the pads."""

@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from certbound.arrays import F64, I64, digest
-from certbound.bound import multiply_up
 from certbound.errors import InputError
+from certbound.graph import Graph, read_model
+from certbound.graph_margins import graph_margins, head_constants, quotient_constants
 from certbound.losses import class_head, loss_of_margins, perturbation_domain
 from certbound.network import Network
 from certbound.norms.dense import row_dual_norms
@@ -25,7 +27,25 @@ from certbound.norms.dense import row_dual_norms
 Clip = tuple[float, float]
 
 
-def network_margins(network: Network, x: F64, y: I64) -> F64:
+def read_network(model: object, x: F64) -> Network | Graph:
+    """:func:`certbound.graph.read_model` for samples of this shape."""
+    # the sample's shape tells the channels of a per-channel normalisation, and the size of a convolution
+    known = isinstance(model, (Network, Graph)) or x.ndim < 2
+    shape = tuple(x.shape[1:])
+    try:
+        return read_model(model, input_shape=None if known or x.ndim == 2 else shape)
+    except InputError as error:
+        if error.argument != "input_shape" or known:
+            raise
+        return read_model(model, input_shape=shape)
+
+
+def is_chain(network: Network | Graph) -> bool:
+    """Affine layers with ReLU between: a Network that has a :attr:`~certbound.network.Network.chain`."""
+    return isinstance(network, Network) and network.is_relu_chain
+
+
+def network_margins(network: Network | Graph, x: F64, y: I64) -> F64:
     """``f_y − f_j`` as ``(C_y − C_j)·Φ(x) + (b_y − b_j)``, ``+∞`` at j = y; shape (samples, classes).
 
     Differences of head rows come first: two classes with the same row tie exactly, and a tie is an error. As
@@ -34,18 +54,8 @@ def network_margins(network: Network, x: F64, y: I64) -> F64:
     >>> network_margins(Network.from_weights([[[3.0], [1.0]]]), np.array([[2.0]]), np.array([0]))
     array([[inf,  4.]])
     """
-    chain = network.open_ended.chain
     with np.errstate(over="ignore", invalid="ignore"):  # refused below
-        h = x
-        for w, b in zip(chain.encoder, chain.biases[:-1], strict=True):
-            h = np.maximum(h @ w.T + b, 0.0)
-        rows = class_head(chain.head)
-        bias = chain.biases[-1] if len(rows) == len(chain.biases[-1]) else np.concatenate([[0.0], chain.biases[-1]])
-        margins = np.empty((len(y), len(rows)))
-        for label in np.unique(y):
-            mine = y == label
-            margins[mine] = h[mine] @ (rows[label] - rows).T + (bias[label] - bias)
-            margins[mine, label] = math.inf
+        margins = _chain_margins(network, x, y) if _is_plain(network) else graph_margins(network, x, y)
     if np.any(np.isnan(margins)) or np.any(np.isneginf(margins)) or np.any(np.isposinf(margins).sum(axis=1) > 1):
         raise InputError(
             "model",
@@ -54,13 +64,30 @@ def network_margins(network: Network, x: F64, y: I64) -> F64:
             fix="rescale the weights",
         )
     return margins
+def _is_plain(network: Network | Graph) -> TypeGuard[Network]:
+    return is_chain(network)
+
+
+def _chain_margins(network: Network, x: F64, y: I64) -> F64:
+    chain = network.open_ended.chain
+    h = x
+    for w, b in zip(chain.encoder, chain.biases[:-1], strict=True):
+        h = np.maximum(h @ w.T + b, 0.0)
+    rows = class_head(chain.head)
+    bias = chain.biases[-1] if len(rows) == len(chain.biases[-1]) else np.concatenate([[0.0], chain.biases[-1]])
+    margins = np.empty((len(y), len(rows)))
+    for label in np.unique(y):
+        mine = y == label
+        margins[mine] = h[mine] @ (rows[label] - rows).T + (bias[label] - bias)
+        margins[mine, label] = math.inf
+    return margins
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Labelled samples of one network with their clean margins and losses, and the norm of the attack."""
 
-    network: Network
+    network: Network | Graph
     x: F64
     y: I64
     norm: float
@@ -69,7 +96,7 @@ class Samples:
     loss: F64
 
     @classmethod
-    def of(cls, network: Network, x: F64, y: I64, norm: float, clip: Clip | None) -> Samples:
+    def of(cls, network: Network | Graph, x: F64, y: I64, norm: float, clip: Clip | None) -> Samples:
         """Evaluate the network on flat inputs, shape (samples, inputs)."""
         margins = network_margins(network, x, y)
         return cls(network, x, y, norm, clip, margins, loss_of_margins(margins))
@@ -104,24 +131,6 @@ class Certified:
     def correct(self) -> npt.NDArray[np.bool_]:
         """Samples certified against every perturbation."""
         return np.all(self.margins > 0, axis=1)
-
-
-def head_constants(encoder: float, head: F64, norm: float) -> F64:
-    """``L_jy = L · ‖C_j − C_y‖_{p*}`` for an encoder constant L; rows of a one-row head are (0, C).
-
-    >>> head_constants(2.0, np.array([[1.0, 0.0], [0.0, 1.0]]), math.inf).round(9).tolist()  # ‖(1, −1)‖_1 = 2
-    [[0.0, 4.0], [4.0, 0.0]]
-    """
-    rows = class_head(head)
-    n = len(rows)
-    constants = np.zeros((n, n))
-    for y in range(n):
-        for j in range(y):
-            difference = rows[j] - rows[y]
-            scale = float(np.max(np.abs(difference), initial=0.0)) or 1.0
-            size = multiply_up(float(row_dual_norms((difference / scale)[None], norm)[0]), scale)
-            constants[j, y] = constants[y, j] = multiply_up(encoder, size)
-    return constants
 
 
 def scaled(constants: F64, delta: float) -> F64:
@@ -181,8 +190,11 @@ def activation_pattern(encoder: Sequence[F64], biases: Sequence[F64], x: F64) ->
 def gradient_constants(samples: Samples) -> F64:
     """Largest dual norm of ``∇(f_j − f_y)`` over the samples, for every pair: LOWER bounds of the margin constants.
 
-    Samples at a kink are left out (:func:`activation_pattern`).
+    Samples at a kink are left out (:func:`activation_pattern`). What is no plain chain has difference quotients
+    instead (:func:`certbound.graph_margins.quotient_constants`).
     """
+    if not _is_plain(samples.network):
+        return quotient_constants(samples.network, samples.x, samples.norm)
     chain = samples.network.open_ended.chain
     rows = class_head(chain.head)
     n = len(rows)
@@ -198,3 +210,9 @@ def gradient_constants(samples: Samples) -> F64:
             norms = row_dual_norms(jacobian - jacobian[y], samples.norm)
             best[y] = np.maximum(best[y], norms)
     return np.maximum(best, best.T)
+
+
+__all__ = [
+    "Certified", "Clip", "Samples", "activation_pattern", "certify_by_constants", "gap_of_margins",
+    "gradient_constants", "head_constants", "is_chain", "network_margins", "read_network", "scaled",
+]  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from certbound.compress import pruning, truncation
@@ -11,8 +12,8 @@ from certbound.compress.training import train
 from certbound.compress.transfer import frozen_encoder
 from certbound.errors import InputError
 from certbound.io.torch_module import from_module
-from experiments.config import Config, Transfer, Transform
-from experiments.data import Images, load
+from experiments.config import Config, Measure, Transfer, Transform
+from experiments.data import STREAMS, Images, image_subset, load
 from experiments.measure import Model, Numbers, measure
 from experiments.study import Cell
 
@@ -38,8 +39,12 @@ def run_config(
     module, history = trained(config, images, seed, device, root)
     second = None
     if config.measure.checks:
-        second = from_module(trained(config, images, seed + SECOND_MODEL, device, root)[0])
-    model = Model(module, from_module(module), images, seed, device, second)
+        second = trained(config, images, seed + SECOND_MODEL, device, root)[0]
+    if config.architecture is None:
+        second = None if second is None else from_module(second)
+        model = Model(module, from_module(module), images, seed, device, second)
+    else:
+        model = Model(module.to(device), None, images, seed, device, second)
     numbers, details = measure(model, config.measure)
     numbers["steps"] = float(history["steps"])
     # the seconds are no measure: they are no function of the configuration
@@ -48,16 +53,25 @@ def run_config(
 
 def task(config: Config, seed: int, root: str | None) -> Images:
     """The data that the model is measured on."""
+    if config.data in STREAMS:
+        return image_subset(
+            config.data, root, seed=seed, n_train=config.n_train, n_test=config.n_test, classes=config.classes
+        )
     images = load(config.data, seed=seed, root=root)
     if config.classes is not None:
         images = images.restricted(config.classes)
-    return images if config.n_train is None else images.first(config.n_train, None)
+    whole = config.n_train is None and config.n_test is None
+    return images if whole else images.first(config.n_train, config.n_test)
 
 
 def trained(config: Config, images: Images, seed: int, device: str, root: str | None) -> tuple[Any, dict[str, Any]]:
     """The module in eval mode on the CPU, after training, transfer and pruning."""
     if config.transfer is None:
-        module = _network(config, images, seed)
+        module = _network(config, images, seed, root, device)
+        if config.backbone is not None:
+            module.load_state_dict(_backbone(config, images, seed, device, root))
+        if config.fixed_head:
+            _freeze_head(module)
         history = _fit(module, config, images, seed, device)
     else:
         module, history = _transferred(config, config.transfer, images, seed, device, root)
@@ -66,9 +80,15 @@ def trained(config: Config, images: Images, seed: int, device: str, root: str | 
     return module.cpu().eval().requires_grad_(False), history
 
 
-def _network(config: Config, images: Images, seed: int) -> Any:
+def _network(config: Config, images: Images, seed: int, root: str | None = None, device: str = "cpu") -> Any:
     import torch
 
+    if config.architecture is not None:
+        from experiments.architectures import build
+
+        return build(
+            config.architecture, images.shape, images.classes, seed, data=config.data, root=root, device=device
+        )
     n_classes = int(images.n_classes)
     outputs = n_classes
     generator = torch.Generator().manual_seed(seed)
@@ -79,6 +99,12 @@ def _network(config: Config, images: Images, seed: int) -> Any:
     if config.init_scale != 1.0:
         module = truncation.scale_weights(module, config.init_scale)
     return module
+
+
+def _freeze_head(module: Any) -> None:
+    import torch
+
+    [m for m in module.modules() if isinstance(m, torch.nn.Linear)][-1].requires_grad_(False)
 
 
 def _freeze_inner_factors(module: Any, generator: Any) -> None:
@@ -94,8 +120,31 @@ def _freeze_inner_factors(module: Any, generator: Any) -> None:
 
 
 def _fit(module: Any, config: Config, images: Images, seed: int, device: str) -> dict[str, Any]:
-    history = train(module, images.x_train, images.y_train, config.training, seed=seed, device=device)
+    x = images.x_train if config.architecture is None else images.as_images()[0]
+    history = train(module, x, images.y_train, config.training, seed=seed, device=device)
     return {"steps": history.steps, "seconds": history.seconds}
+
+
+def _backbone(config: Config, images: Images, seed: int, device: str, root: str | None) -> dict[str, Any]:
+    """The weights that fine-tuning starts from: those of the same network after the training ``config.backbone``."""
+    assert config.backbone is not None
+    plain = replace(
+        config, training=config.backbone, backbone=None, fixed_head=False, transform=None, measure=Measure()
+    )
+    return _pretrained(plain, _Data(images.digest, images), seed, device, root)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Data that are equal if their digests are."""
+
+    digest: str
+    images: Images = field(compare=False)
+
+
+@lru_cache(maxsize=2)  # every λ of a seed starts here; the second one is that of the attack checks
+def _pretrained(config: Config, data: _Data, seed: int, device: str, root: str | None) -> dict[str, Any]:
+    return trained(config, data.images, seed, device, root)[0].state_dict()
 
 
 def _transferred(
@@ -103,15 +152,15 @@ def _transferred(
 ) -> tuple[Any, dict[str, Any]]:
     """An encoder trained on the source classes, frozen; a new linear head trained on the task."""
     source = load(transfer.data or config.data, seed=seed, root=root).restricted(transfer.source)
-    module = _network(config, source, seed)
+    module = _network(config, source, seed, root, device)
     first = _fit(module, config, source, seed, device)
     module = frozen_encoder(module, images.n_classes, seed=seed)
     plain = replace(
         config.training, penalties=(), frobenius=False, adversarial=None, universal=None, weight_decay=0.0,
         epochs=transfer.epochs, lr=transfer.lr,
     )  # fmt: skip
-    second = train(module, images.x_train, images.y_train, plain, seed=seed, device=device)
-    return module, {"steps": first["steps"] + second.steps, "seconds": first["seconds"] + second.seconds}
+    second = _fit(module, replace(config, training=plain), images, seed, device)
+    return module, {name: first[name] + second[name] for name in first}
 
 
 def _equal_ranks(module: Any, amount: float) -> Any:

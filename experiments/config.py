@@ -82,6 +82,33 @@ class Measure:
     checks: bool = False
 
 
+ArchitectureKind = Literal[
+    "cnn", "vgg", "resnet", "wide-resnet", "vit", "windowed",
+    "resnet18", "vgg16", "wrn-101-2", "vit-b-16", "swin-t", "clip-vit-b-32",
+]  # fmt: skip
+"""Small networks of ``experiments.architectures``; then those of torchvision, and CLIP of open_clip."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network that is no chain of dense layers.
+
+    Parameters
+    ----------
+    kind : see :mod:`experiments.architectures`.
+    width, depth : of the small networks: channels of the first stage (or the tokens' dimension), blocks (of a stage).
+    pretrained : the weights come from ``ROOT/weights/KIND.safetensors`` (or ``.pt``, ``.pth``); CLIP's always come from
+        ``ROOT/clip``. A head for another number of classes is drawn anew.
+    resize : images are scaled to this many pixels inside the network; perturbations stay in the data set's own size.
+    """
+
+    kind: ArchitectureKind
+    width: int = 8
+    depth: int = 1
+    pretrained: bool = False
+    resize: int | None = None
+
+
 @dataclass(frozen=True)
 class Config:
     """One model: see the parts.
@@ -92,6 +119,13 @@ class Config:
     hidden, rank, bias : the ReLU network; ``rank`` of every layer but the head, None for dense layers.
     random_factor : with ``rank``: the inner factor of each layer is a random projection that is not trained.
     init_scale : factor of the encoder's initial weights (with ``training.frobenius`` their norm stays there).
+    architecture : another network than the ReLU one, whose settings then mean nothing.
+    backbone : a training that comes first: ``training`` starts from its weights (fine-tuning).
+    fixed_head : the last ``nn.Linear`` is not trained (after the backbone), as in zero-shot models.
+    n_test : test samples; None for all.
+
+    The last four came later: at their defaults they are in no dictionary and no digest, so that rows that were stored
+    before keep their names.
     """
 
     data: str = "digits"
@@ -106,10 +140,15 @@ class Config:
     transform: Transform | None = None
     transfer: Transfer | None = None
     measure: Measure = field(default_factory=Measure)
+    architecture: Architecture | None = None
+    backbone: Training | None = None
+    fixed_head: bool = False
+    n_test: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; :meth:`from_dict` gives the same configuration back."""
-        return _plain(self)
+        data: dict[str, Any] = _plain(self)
+        return {name: value for name, value in data.items() if name not in _LATER or value != _LATER[name]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Config:
@@ -140,16 +179,38 @@ class Config:
         m = self.measure
         small = replace(
             self,
-            training=replace(self.training, epochs=1, max_steps=8),
+            training=_shortened(self.training),
+            backbone=None if self.backbone is None else _shortened(self.backbone),
             measure=replace(m, n_attack=20, n_bounds=10, steps=5, restarts=1, effort=0.0),
         )
         return small if small.transfer is None else replace(small, transfer=replace(small.transfer, epochs=1))
 
     def one_step(self) -> Config:
-        """The same for one step of training: the smoke run of the paper scale."""
+        """The same for one step of training: the smoke run of the paper scale.
+
+        A large architecture is trained on one batch of two and attacked with one loss at one radius: a step of
+        WRN-101-2 takes as long as a whole study of dense networks.
+        """
         small = self.smoke()
         limited = replace(small.measure, n_attack=4, n_bounds=2, steps=2)
-        return replace(small, training=replace(small.training, max_steps=1), measure=limited)
+        training = replace(small.training, max_steps=1)
+        if self.architecture is None:
+            return replace(small, training=training, measure=limited)
+        limited = replace(
+            limited, attack="apgd-ce", n_attack=2, n_bounds=1, deltas_2=(limited.headline_2,),
+            deltas_inf=(limited.headline_inf,),
+        )  # fmt: skip
+        if self.data == "imagenet":  # CLIP's head is made of as many texts as there are classes
+            small = replace(small, classes=tuple(range(4)), n_train=4, n_test=4)
+        return replace(small, training=replace(training, batch_size=2), measure=limited)
+
+
+_LATER: Final = {"architecture": None, "backbone": None, "fixed_head": False, "n_test": None}
+"""Fields that are younger than the first stored rows, with their defaults."""
+
+
+def _shortened(training: Training) -> Training:
+    return replace(training, epochs=1, max_steps=8)
 
 
 def _plain(value: Any) -> Any:
@@ -186,5 +247,6 @@ def _build(kind: Any, value: Any, where: str) -> Any:
 
 
 __all__ = [
-    "FORMAT", "INF", "PGD", "Config", "Kind", "Measure", "Training", "Transfer", "Transform", "UniversalTraining",
+    "FORMAT", "INF", "PGD", "Architecture", "ArchitectureKind", "Config", "Kind", "Measure", "Training", "Transfer",
+    "Transform", "UniversalTraining",
 ]  # fmt: skip

@@ -6,6 +6,8 @@ the other side, and a number on the wrong side raises LadderError and stores not
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +20,7 @@ from certbound.attacks.apgd import AttackReport, attack
 from certbound.bound import Result
 from certbound.comparison import compare_curve
 from certbound.compressibility import first_k, profile
+from certbound.errors import InputError, UnsupportedLayerError
 from certbound.lipschitz.alignment import alignment_pair
 from certbound.lipschitz.sdp import lipschitz_sdp
 from certbound.losses import loss_of_margins
@@ -25,10 +28,13 @@ from certbound.network import Network
 from certbound.norms.dense import singular_values, spectral_norm
 from certbound.robustness import network_margins
 from certbound.types import Quantity, Sense, Status, norm_name
+from experiments import modules
 from experiments.config import Measure
 
 if TYPE_CHECKING:
     from experiments.data import Images
+
+log = logging.getLogger(__name__)
 
 Numbers = dict[str, float | None]
 
@@ -46,26 +52,56 @@ _SPECTRUM: Final = 20
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A trained model in both forms, and the data of its task."""
+    """A trained model, and the data of its task.
+
+    Parameters
+    ----------
+    module : the trained ``nn.Module``. network : the same as a chain of dense layers; None where it is none: then
+        samples keep the shape of images, and the module itself is evaluated.
+    second : a model of another seed, for transferred attacks; a network or a module as this one.
+    """
 
     module: Any
-    network: Network
+    network: Network | None
     images: Images
     seed: int
     device: str
-    second: Network | None = None
+    second: Any = None
+
+    @property
+    def target(self) -> Any:
+        """What is attacked and bounded."""
+        return self.module if self.network is None else self.network
+
+    def points(self, x: Any) -> Any:
+        """Samples in the shape that the model takes: flat for a chain, images else."""
+        return x if self.network is not None else x.reshape(len(x), *self.images.shape)
+
+    def margins(self, x: Any, y: I64) -> F64:
+        """``f_y − f_j`` in float64, of samples in the shape of :meth:`points` (or flat)."""
+        if self.network is None:
+            return modules.margins(self.module, self.points(x), y, self.device)
+        return network_margins(self.network, self.network.flat_inputs(x), y)
+
+    def flat(self, x: Any) -> F64:
+        """One row a sample."""
+        return x.reshape(len(x), -1) if self.network is None else self.network.flat_inputs(x)
+
+    def encode(self, x: Any) -> F64:
+        """The representation ``Φ(x)``: what the head reads."""
+        return modules.encode(self.module, x, self.device) if self.network is None else encode(self.network, x)
 
 
 def measure(model: Model, settings: Measure) -> tuple[Numbers, dict[str, Any]]:
     """All numbers of one model, and the lists for its pictures."""
     x, y = _test(model, settings.n_attack)
-    numbers = {**_accuracy(model), **_structure(model.network), **_gradients(model)}
+    numbers = {**_accuracy(model), **_structure_of(model), **_gradients(model)}
     details: dict[str, Any] = {}
     for norm in _NORMS:
         found = _attacks(model, x, y, norm, settings, numbers)
         numbers.update(_headline(model, x, y, norm, settings, found, numbers))
         if norm == 2.0:
-            numbers.update(_mechanism(model.network, x, found, details, pictures=settings.pictures))
+            numbers.update(_mechanism(model, x, found, details, pictures=settings.pictures))
         numbers.update(_bounds(model, norm, settings))
         if settings.universal:
             numbers[f"universal_{norm_name(norm)}"] = _universal(model, norm, settings)
@@ -88,7 +124,7 @@ def headline(settings: Measure, norm: float) -> float:
 
 def _test(model: Model, n: int) -> tuple[F64, I64]:
     images = model.images
-    return images.x_test[:n].astype(np.float64), images.y_test[:n]
+    return model.points(images.x_test[:n].astype(np.float64)), images.y_test[:n]
 
 
 def _accuracy(model: Model) -> Numbers:
@@ -97,7 +133,10 @@ def _accuracy(model: Model) -> Numbers:
         ("_train", model.images.x_train, model.images.y_train),
         ("", model.images.x_test, model.images.y_test),
     ):
-        margins = network_margins(model.network, x.astype(np.float64), y)
+        if model.network is None:  # float32, as it was trained: float64 would take as long as training
+            margins = modules.margins(model.module, model.points(x), y, model.device, "float32")
+        else:
+            margins = network_margins(model.network, x.astype(np.float64), y)
         found[f"sa{name}"] = float(np.mean(np.all(margins > 0, axis=1)))
         found[f"loss{name}"] = float(np.mean(loss_of_margins(margins)))
         if not name:
@@ -106,10 +145,24 @@ def _accuracy(model: Model) -> Numbers:
     return found
 
 
-def _structure(network: Network) -> Numbers:
-    """Compressibility, scale and alignment of the encoder: means over layers, products and counts over all."""
-    layers = network.chain.encoder
-    each = [_of_layer(w) for w in layers]
+def _structure_of(model: Model) -> Numbers:
+    return _structure_of_module(model.module) if model.network is None else _structure(model.network)
+
+
+def _structure_of_module(module: Any) -> Numbers:
+    """As :func:`_structure` of the weights that are compressed; ``folded_…`` with BatchNorm multiplied in."""
+    numbers = _summary([_of_layer(w, modules.singular_values(w)) for w in modules.encoder_matrices(module)])
+    folded = modules.folded_matrices(module)
+    if folded is not None:
+        rows = [_dominance("rows", np.abs(w).sum(axis=1)) for w in folded]
+        numbers |= {f"folded_{name}": float(np.mean([found[name] for found in rows])) for name in rows[0]}
+    numbers |= {f"alignment_{norm_name(norm)}": None for norm in _NORMS}
+    parameters, nonzero = modules.count_weights(module)
+    return numbers | {"parameters": float(parameters), "nonzero": float(nonzero)}
+
+
+def _summary(each: list[dict[str, float]]) -> Numbers:
+    """Means over layers; products and counts over all."""
     numbers: Numbers = {}
     for name in each[0]:
         values = [found[name] for found in each]
@@ -117,6 +170,13 @@ def _structure(network: Network) -> Numbers:
             numbers[name] = math.prod(values)
         else:
             numbers[name] = sum(values) if name in ("ranks", "nonzero_rows") else float(np.mean(values))
+    return numbers
+
+
+def _structure(network: Network) -> Numbers:
+    """Compressibility, scale and alignment of the encoder: means over layers, products and counts over all."""
+    layers = network.chain.encoder
+    numbers = _summary([_of_layer(w) for w in layers])
     for norm in _NORMS:
         pairs = [_alignment(a, b, norm) for a, b in pairwise(layers)]
         known = [v for v in pairs if v is not None]
@@ -127,10 +187,11 @@ def _structure(network: Network) -> Numbers:
     return numbers
 
 
-def _of_layer(w: F64) -> dict[str, float]:
-    """What is measured of one weight matrix."""
-    scaled, scale = singular_values(w)
-    sigma = scaled * scale
+def _of_layer(w: F64, sigma: F64 | None = None) -> dict[str, float]:
+    """What is measured of one weight matrix, whose singular values may be known already."""
+    if sigma is None:
+        scaled, scale = singular_values(w)
+        sigma = scaled * scale
     rows = np.abs(w).sum(axis=1)
     frobenius = float(np.linalg.norm(w))
     share = sigma[sigma > 0] / np.sum(sigma) if sigma[0] > 0 else np.ones(1)
@@ -179,7 +240,11 @@ def _alignment(first: F64, second: F64, norm: float) -> float | None:
 
 def _gradients(model: Model) -> Numbers:
     """Mean dual norm of the loss's gradient in x: what a first-order attack would gain per unit of δ."""
-    gradients = input_gradients(model.network, *_test(model, 1000))
+    x, y = _test(model, 1000)
+    if model.network is None:
+        gradients = modules.input_gradients(model.module, x, y, model.device)
+    else:
+        gradients = input_gradients(model.network, x, y)
     return {
         "gradient_2": float(np.mean(np.linalg.norm(gradients, axis=1))),
         "gradient_inf": float(np.mean(np.abs(gradients).sum(axis=1))),
@@ -223,8 +288,8 @@ def _attacks(
     still = np.ones(len(y), dtype=bool)
     for delta in sorted({*radii(settings, norm), headline(settings, norm)}):
         found = attack(
-            model.network, x, y, delta=delta, norm=norm, method=settings.attack, steps=settings.steps,
-            restarts=settings.restarts, seed=model.seed, device=model.device,
+            model.target, x, y, delta=delta, norm=norm, method=settings.attack, steps=settings.steps,
+            restarts=settings.restarts, seed=model.seed, device=model.device, batch_size=batch_size(model),
         )  # fmt: skip
         # what a smaller ball contains the larger one contains too
         still &= found.adversarial_correct
@@ -242,8 +307,7 @@ def _headline(
     name, delta = norm_name(norm), headline(settings, norm)
     ra = numbers[f"ra_{name}@{delta:g}"]
     assert ra is not None
-    clean = network_margins(model.network, x, y)
-    moved = network_margins(model.network, model.network.flat_inputs(found.x_adv), y)
+    clean, moved = model.margins(x, y), model.margins(found.x_adv, y)
     accuracy = float(np.mean(np.all(clean > 0, axis=1)))
     scale = float(np.mean(np.abs(np.min(clean, axis=1))))
     normalised = None
@@ -257,22 +321,26 @@ def _headline(
     }
 
 
+def batch_size(model: Model) -> int:
+    """Samples attacked together; a large network's activations of a thousand images would not fit into memory."""
+    return 1024 if model.network is not None else modules.BATCH
+
+
 def _mechanism(
-    network: Network, x: F64, found: AttackReport, details: dict[str, Any], *, pictures: bool
+    model: Model, x: F64, found: AttackReport, details: dict[str, Any], *, pictures: bool
 ) -> Numbers:
     """Where attacks point, and how far they move the representation: the mechanism that e02 looks into."""
-    a = network.flat_inputs(found.x_adv) - x
+    a = model.flat(found.x_adv) - model.flat(x)
     sizes = np.linalg.norm(a, axis=1)
     moved = sizes > 0
-    first = network.chain.encoder[0]
-    _, _, vh = np.linalg.svd(first, full_matrices=False)
     numbers: Numbers = {"attack_energy": None, "relative_shift": None}
-    if moved.any():
+    if moved.any() and model.network is not None:
+        _, _, vh = np.linalg.svd(model.network.chain.encoder[0], full_matrices=False)
         energy = ((a[moved] @ vh.T) / sizes[moved, None]) ** 2
         numbers["attack_energy"] = float(np.mean(energy[:, :TOP_DIRECTIONS].sum(axis=1)))
         if pictures:
             details["energy"] = [float(v) for v in energy.mean(axis=0)[:_SPECTRUM]]
-    z, z_adv = encode(network, x), encode(network, x + a)
+    z, z_adv = model.encode(x), model.encode(x + a.reshape(x.shape))
     length = np.linalg.norm(z, axis=1)
     usable = length > 0
     if usable.any():
@@ -309,10 +377,16 @@ def _bounds(model: Model, norm: float, settings: Measure) -> Numbers:
     if not settings.methods:
         return {}
     x, y = _test(model, settings.n_bounds)
-    table = compare_curve(
-        model.network, x, y, deltas=[headline(settings, norm)], norm=norm, seed=model.seed,
-        methods=["apgd-ce", *settings.methods], effort=settings.effort, time_limit=settings.time_limit,
-    )[0]  # fmt: skip
+    try:
+        table = compare_curve(
+            _bounded(model), x, y, deltas=[headline(settings, norm)], norm=norm, seed=model.seed,
+            methods=["apgd-ce", *settings.methods], effort=settings.effort, time_limit=settings.time_limit,
+        )[0]  # fmt: skip
+    except UnsupportedLayerError as error:
+        if model.network is not None:
+            raise
+        log.warning("no bounds: %s", error)  # an architecture that cannot be read: attacks are all there is
+        return {f"bound_{name}/{method}": None for method in settings.methods}
     numbers: Numbers = {f"attack_{name}": table.empirical_gap}
     for row in table.rows:
         value = row.value if row.status is Status.OK else None
@@ -323,6 +397,11 @@ def _bounds(model: Model, norm: float, settings: Measure) -> Numbers:
         elif row.quantity is Quantity.LIPSCHITZ and row.sense is Sense.UPPER:
             numbers[f"lipschitz_{name}/{row.method}"] = value
     return numbers
+
+
+def _bounded(model: Model) -> Any:
+    """What ``compare`` gets: it works on the CPU."""
+    return model.network if model.network is not None else copy.deepcopy(model.module).cpu()
 
 
 def normalised(network: Network, x: F64, y: I64) -> Network:
@@ -344,6 +423,11 @@ def _universal(model: Model, norm: float, settings: Measure) -> float:
     from certbound.attacks.universal import universal_perturbation
 
     images = model.images
+    if model.network is None:
+        raise InputError(
+            "universal", got="an architecture that is no chain of dense layers", needed="a dense network",
+            fix="measure without universal perturbations",
+        )  # fmt: skip
     x, y = images.x_train[:1000].astype(np.float64), images.y_train[:1000]
     report = universal_perturbation(
         normalised(model.network, x, y), x, y, delta=settings.universal_factor * headline(settings, norm), norm=norm,
@@ -353,4 +437,6 @@ def _universal(model: Model, norm: float, settings: Measure) -> float:
     return report.held_out.success_rate
 
 
-__all__ = ["Model", "Numbers", "encode", "headline", "input_gradients", "measure", "normalised", "radii"]
+__all__ = [
+    "Model", "Numbers", "batch_size", "encode", "headline", "input_gradients", "measure", "normalised", "radii",
+]  # fmt: skip

@@ -209,7 +209,8 @@ def _matched_text(study: Study, rows: Sequence[Row]) -> str:
     level_names = tables.level_names(study, rows)
     text = "Mean over seeds of the difference [95 % interval]; - where every seed is outside the control's range.\n"
     for control in controls:
-        found = [matched(rows, measure, on, control) for measure, on in columns]
+        alike = comparable(rows, control)
+        found = [matched(alike, measure, on, control) for measure, on in columns]
         lines = [
             (first.arm, f"{level_names[first.arm]} {first.level:g}", *(tables.estimate(m.change, seeds) for m in line))
             for line in zip(*found, strict=True)
@@ -218,6 +219,16 @@ def _matched_text(study: Study, rows: Sequence[Row]) -> str:
         header = ("arm", "level", *(f"{measure} at equal {on}" for measure, on in columns))
         text += f"\nLess **{control}**:\n\n{tables.markdown(lines, header)}"
     return text
+
+
+def comparable(rows: Sequence[Row], arm: str) -> list[Row]:
+    """The rows of the data and the architectures that an arm has: others are not equal to it at equal accuracy."""
+
+    def kind(row: Row) -> tuple[object, object]:
+        return row.config.get("data"), (row.config.get("architecture") or {}).get("kind")
+
+    kinds = {kind(row) for row in rows if row.arm == arm}
+    return [row for row in rows if kind(row) in kinds]
 
 
 def control_arms(study: Study) -> list[str]:
@@ -325,6 +336,6 @@ def _caption(name: str) -> str:
 
 
 __all__ = [
-    "COMPLETE", "Report", "completeness", "control_arms", "csv_files", "judged", "main_table", "provenance",
-    "report_text", "verdict_text", "write_report",
+    "COMPLETE", "Report", "comparable", "completeness", "control_arms", "csv_files", "judged", "main_table",
+    "provenance", "report_text", "verdict_text", "write_report",
 ]  # fmt: skip

@@ -245,10 +245,14 @@ def tracking_summary(tracked: Mapping[str, Tracked]) -> str:
 def _limits(found: Mapping[str, Sequence[Row]], scale: str, of: Find) -> str:
     rows = [row for mine in found.values() for row in mine]
     data = sorted({str(row.config["data"]) for row in rows})
-    counts = Counter("-".join(map(str, row.config["hidden"])) for row in rows)
-    widths = sorted(w for w, c in counts.items() if c > len(rows) / 20)
+    dense = [row for row in rows if row.config.get("architecture") is None]
+    counts = Counter("-".join(map(str, row.config["hidden"])) for row in dense)
+    widths = sorted(w for w, c in counts.items() if c > len(dense) / 20)
+    others = sorted({str(row.config["architecture"]["kind"]) for row in rows if row.config.get("architecture")})
+    nets = [f"fully connected ReLU networks with hidden layers {', '.join(widths)}"] if dense else []
+    nets += [f"small architectures: {', '.join(others)}"] if others and scale == "cpu" else others
     seeds = max(len({r.seed for r in mine}) for mine in found.values())
-    said = [f"Data: {', '.join(data)}; fully connected ReLU networks with hidden layers {', '.join(widths)}."]
+    said = [f"Data: {', '.join(data)}; {'; '.join(nets)}."]
     if scale == "cpu":
         said.append(
             "Where the paper uses CIFAR or all of MNIST and wider networks, this scale uses digits (8×8) or 4,000 "

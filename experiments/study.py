@@ -127,6 +127,8 @@ MODULES: Final = {
     "e02": "e02_alignment_of_attacks",
     "e03": "e03_group_lasso",
     "e04": "e04_low_rank",
+    "e05": "e05_row_sparsity",
+    "e06": "e06_fine_tuning",
     "e07": "e07_bound_tracks_gap",
     "e08": "e08_adversarial_training",
     "e09": "e09_universal_examples",
@@ -136,8 +138,9 @@ MODULES: Final = {
     "e13": "e13_alignment_penalty",
     "e14": "e14_implicit_compression",
     "e15": "e15_universal_training",
+    "e16": "e16_other_networks",
 }
-"""Study id → module of ``experiments.studies``. e05, e06 and e16 need convolutions and transformers."""
+"""Study id → module of ``experiments.studies``. e05, e06 and e16 are of convolutions and transformers."""
 
 
 def find(study: str) -> Study:

@@ -36,6 +36,9 @@ _MEANING: Final = {
     "epsilon_rows": "share of the row norms' sum beyond the first quarter",
     "beta_spectral": "spread of the top 5 % singular values",
     "beta_rows": "spread of the top 5 % row norms",
+    "folded_compressibility_rows": "1 − k/r of the rows with BatchNorm multiplied in",
+    "folded_epsilon_rows": "share of the row norms' sum beyond the first quarter, BatchNorm multiplied in",
+    "folded_beta_rows": "spread of the top 5 % row norms, BatchNorm multiplied in",
     "stable_rank": "‖W‖_F² / σ₁², mean over layers",
     "effective_rank": "exp of the entropy of the singular values, mean over layers",
     "frobenius_product": "product of the layers' Frobenius norms",
@@ -115,7 +118,7 @@ def level_names(study: Study, rows: Sequence[Row]) -> dict[str, str]:
 
 _SETTINGS: Final = {
     "rank": "rank", "init_scale": "factor", "epochs": "epochs", "weight_decay": "weight decay", "penalties": "λ",
-    "unstructured": "share removed",
+    "unstructured": "share removed", "backbone": "epochs of the backbone",
 }  # fmt: skip
 
 
@@ -130,6 +133,8 @@ def _setting(points: Sequence[Point]) -> str | None:
         }  # fmt: skip
         weights = [weight for _, weight in config.training.penalties]
         found["penalties"] = point.level if point.level in (0.0, *weights) else None
+        if config.backbone is not None:
+            found["backbone"] = config.backbone.epochs
         if config.transform is not None:
             found[config.transform.kind] = config.transform.amount
         return found

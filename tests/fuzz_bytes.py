@@ -1,4 +1,4 @@
-"""Fuzzing of everything that reads bytes from a file: certificates, .npy and .npz, safetensors, torch state dicts.
+"""Fuzzing of everything that reads bytes from a file: certificates, .npy and .npz, safetensors, state dicts, ONNX.
 
     python tests/fuzz_bytes.py TARGET [libFuzzer options, for instance -max_total_time=60 -seed=1]
 
@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     import atheris
@@ -26,6 +27,7 @@ if __name__ == "__main__":
     with atheris.instrument_imports(include=["certbound", "numpy.lib", "zipfile", "json", "tokenize"]):
         import certbound.attacks.pair
         import certbound.io.npy
+        import certbound.io.onnx_file
         import certbound.io.weights_file
         import certbound.lipschitz.sampled  # noqa: F401  # imported here, they are instrumented
 
@@ -35,6 +37,7 @@ from certbound.attacks.pair import AttackPair
 from certbound.certificate import FORMAT, Saveable, Stored, from_bytes, to_bytes
 from certbound.errors import CertboundError, CertificateError
 from certbound.io import npy
+from certbound.io.onnx_file import OnnxLimits, load_onnx
 from certbound.io.weights_file import load_weights
 from certbound.lipschitz.sampled import SmoothPoint
 from certbound.network import Ball
@@ -105,8 +108,23 @@ def _weights(path: Path, data: bytes) -> None:
         assert str(error)
 
 
+_SMALL = OnnxLimits(elements=2**20, total_elements=2**22, work=10**8)
+"""A mutated length may ask for as much as it is allowed, which takes seconds with the limits of a real model."""
+
+
+def onnx(data: bytes) -> None:
+    """A .onnx file of any content."""
+    path = _FOLDER / "m.onnx"
+    path.write_bytes(data)
+    try:
+        load_onnx(path, input_shape=(2, 4, 4) if data[-1:] == b"\1" else None, limits=_SMALL)
+    except CertboundError as error:
+        assert str(error)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "certificate": certificate, "fields": fields, "npy": arrays, "safetensors": safetensors, "state_dict": state_dict,
+    "onnx": onnx,
 }  # fmt: skip
 
 _PAIR = AttackPair([[0.75, 0.25]], [[0.5, 0.5]], [0], 0.25, 2.0, 0.21, "a" * 16, "m")
@@ -138,6 +156,8 @@ def corpus(target: str) -> list[bytes]:
         whole = [save({"0.weight": np.eye(2), "0.bias": np.ones(2, np.float32)}), save({"w": np.ones(2, np.int8),
                  "w_scale": np.ones(1)})]  # fmt: skip
         return [*whole, *(data[8:] for data in whole)]
+    if target == "onnx":
+        return [m.SerializeToString() for m in _onnx_models()]
     import torch
 
     made = []
@@ -147,6 +167,54 @@ def corpus(target: str) -> list[bytes]:
         torch.save(state, stream, _use_new_zipfile_serialization=not old)
         made.append(stream.getvalue())
     return made
+
+
+def _onnx_models() -> list[Any]:
+    """A chain, a convolutional net, attention with the parts of LayerNorm and GELU, shapes that are computed."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    def model(shape: list[Any], nodes: list[Any], raw: bool = True, opset: int = 17, **arrays: Any) -> Any:
+        given = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+        made = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        kept = [
+            numpy_helper.from_array(a, n) if raw else helper.make_tensor(
+                n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape, a.reshape(-1).tolist())
+            for n, a in arrays.items()
+        ]  # fmt: skip
+        graph = helper.make_graph(nodes, "g", [given], [made], kept)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+    node = helper.make_node
+    f4 = np.float32
+    chain = [node("Gemm", ["x", "w", "b"], ["h"], transB=1), node("Relu", ["h"], ["y"])]
+    conv = [
+        node("Conv", ["x", "k"], ["c"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        node("BatchNormalization", ["c", "s", "s", "s", "s"], ["n"], epsilon=0.5),
+        node("LeakyRelu", ["n"], ["r"], alpha=0.1), node("MaxPool", ["r"], ["p"], kernel_shape=[2, 2], ceil_mode=1),
+        node("AveragePool", ["p"], ["a"], kernel_shape=[1, 1], auto_pad="SAME_UPPER"), node("Flatten", ["a"], ["y"]),
+    ]  # fmt: skip
+    parts = [
+        node("ReduceMean", ["x"], ["m"], axes=[-1]), node("Sub", ["x", "m"], ["d"]), node("Mul", ["d", "d"], ["q"]),
+        node("ReduceMean", ["q"], ["v"], axes=[-1]), node("Add", ["v", "eps"], ["e"]), node("Sqrt", ["e"], ["t"]),
+        node("Div", ["d", "t"], ["l"]), node("Transpose", ["l"], ["lt"], perm=[0, 2, 1]),
+        node("MatMul", ["l", "lt"], ["z"]), node("Softmax", ["z"], ["o"]), node("MatMul", ["o", "l"], ["u"]),
+        node("Div", ["u", "r2"], ["g"]), node("Erf", ["g"], ["er"]), node("Add", ["er", "one"], ["e1"]),
+        node("Mul", ["u", "e1"], ["ue"]), node("Mul", ["ue", "half"], ["y"]),
+    ]  # fmt: skip
+    shapes = [
+        node("Shape", ["x"], ["s"]), node("Slice", ["s", "zero", "one"], ["n"]),
+        node("Concat", ["n", "minus"], ["t"], axis=0), node("Reshape", ["x", "t"], ["r"]),
+        node("Split", ["r"], ["p", "q"], axis=1), node("Gather", ["p", "minus"], ["g"], axis=1),
+        node("Pad", ["q", "pads"], ["w"], mode="reflect"), node("Concat", ["g", "w", "p"], ["c"], axis=1),
+        node("Clip", ["c", "low"], ["y"]),
+    ]  # fmt: skip
+    whole = {n: np.array([v]) for n, v in (("zero", 0), ("one", 1), ("minus", -1))}
+    return [
+        model([1, 3], chain, w=np.eye(2, 3, dtype=f4), b=np.ones(2, f4)),
+        model(["n", 2, 4, 4], conv, False, k=np.ones((2, 2, 3, 3), f4), s=np.ones(2, f4)),
+        model([1, 2, 4], parts, eps=f4(1e-5), r2=f4(2**0.5), one=f4(1), half=f4(0.5)),
+        model([1, 4, 2], shapes, False, **whole, pads=np.array([0, 1, 0, 2]), low=np.float32(-1.0)),
+    ]
 
 
 def _npy(array: np.ndarray) -> bytes:

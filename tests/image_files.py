@@ -5,6 +5,7 @@ import pickle
 import struct
 
 import numpy as np
+from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
@@ -66,10 +67,21 @@ def write_cifar_python(root, name, extra=None):
     return {k: (np.concatenate([x for x, _ in v]), np.concatenate([y for _, y in v])) for k, v in truth.items()}
 
 
-def write_svhn(root):
+def write_imagenet_classes(root, classes=1000):
+    """One folder a class in train and val, each with one image of its own colour; the folders' names are in order."""
+    for part in ("train", "val"):
+        for c in range(classes):
+            folder = root / part / f"n{c:08d}"
+            folder.mkdir(parents=True)
+            colour = (c % 256, c // 256 * 60, 100 if part == "train" else 200)
+            Image.new("RGB", (6, 4), colour).save(folder / "0.png")
+    return root
+
+
+def write_svhn(root, sizes=(21, 12)):
     root.mkdir(parents=True, exist_ok=True)
     truth = {}
-    for part, n in (("train", 21), ("test", 12)):
+    for part, n in zip(("train", "test"), sizes, strict=True):
         x, y = pixels(n, 3, 32, 32), np.arange(n) % 10
         truth[part] = x, y
         stored = np.where(y == 0, 10, y).astype(np.uint8)[:, None]  # the digit 0 is class 10 in the files

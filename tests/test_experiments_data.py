@@ -16,7 +16,15 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from image_files import idx, pixels, write_cifar_binary, write_cifar_python, write_mnist, write_svhn
+from image_files import (
+    idx,
+    pixels,
+    write_cifar_binary,
+    write_cifar_python,
+    write_imagenet_classes,
+    write_mnist,
+    write_svhn,
+)
 from PIL import Image
 from scipy.io import savemat
 from sklearn.datasets import load_digits
@@ -639,6 +647,44 @@ def test_labelled_subset_refuses(tmp_path):
     write_flickr30k(tmp_path)
     with pytest.raises(InputError, match=r"got Flickr30k; needed labels in dataset\.targets"):
         labelled_subset(image_dataset("flickr30k", tmp_path, train=True), 1, seed=0)
+
+
+def test_some_of_imagenet_as_arrays(tmp_path):
+    """The middle of the image, scaled so that its shorter side has 224 pixels; labels are places in ``classes``."""
+    write_imagenet_classes(tmp_path)
+    chosen = data.image_subset("imagenet", tmp_path, seed=1, n_train=3, n_test=2, classes=(700, 2, 5))
+    assert (chosen.shape, chosen.classes, chosen.n_classes) == ((3, 224, 224), (700, 2, 5), 3)
+    assert sorted(chosen.y_train.tolist()) == [0, 1, 2] and len(set(chosen.y_test.tolist())) == 2
+    for row, label in zip(chosen.x_train.reshape(3, 3, 224, 224), chosen.y_train, strict=True):
+        c = (700, 2, 5)[label]
+        colour = np.array([c % 256, c // 256 * 60, 100], dtype=np.float32) / 255
+        np.testing.assert_array_equal(row, np.broadcast_to(colour[:, None, None], row.shape))
+    again = data.image_subset("imagenet", tmp_path, seed=1, n_train=3, n_test=2, classes=(700, 2, 5))
+    assert again.digest == chosen.digest
+    assert data.image_subset("imagenet", tmp_path, seed=2, n_train=7, n_test=7).n_classes == 1000
+    for arguments, match in (
+        ({"n_train": None}, "say how many"), ({"classes": (3, 1000)}, "1000"), ({"n_train": 4}, "samples"),
+        ({"name": "flickr30k"}, "imagenet"),
+    ):
+        settings = {"name": "imagenet", "seed": 0, "n_train": 2, "n_test": 2, "classes": (0, 1, 2)} | arguments
+        with pytest.raises(InputError, match=match):
+            data.image_subset(settings.pop("name"), tmp_path, **settings)
+
+
+def test_imagenet_with_fewer_classes_has_other_labels_and_is_refused(tmp_path):
+    write_imagenet_classes(tmp_path, classes=3)
+    with pytest.raises(InputError, match="3 class folders; needed all 1000"):
+        data.image_subset("imagenet", tmp_path, seed=0, n_train=1, n_test=1)
+
+
+def test_the_middle_of_an_image_is_cut_out(tmp_path):
+    write_imagenet_classes(tmp_path)
+    wide = np.zeros((224, 448, 3), dtype=np.uint8)
+    wide[:, 112:336] = pixels(224, 224, 3)
+    Image.fromarray(wide).save(tmp_path / "train" / "n00000000" / "0.png")
+    found = data.image_subset("imagenet", tmp_path, seed=0, n_train=2, n_test=2, classes=(0, 1))
+    x = found.x_train[found.y_train == 0].reshape(3, 224, 224)
+    np.testing.assert_array_equal(x, wide[:, 112:336].transpose(2, 0, 1).astype(np.float32) / 255)
 
 
 # -- CLIP ------------------------------------------------------------------------------------------------------------

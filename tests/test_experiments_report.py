@@ -149,6 +149,17 @@ def test_control_arms_are_those_of_the_rule_too() -> None:
     assert report.control_arms(toy.study(conditions=[named])) == [SHORT, "scaled"]
 
 
+def test_only_networks_of_one_kind_on_one_data_set_are_compared_at_equal_accuracy(study: Study) -> None:
+    """A CNN of equal accuracy on other data is no control of a dense network."""
+    rows = toy.rows(study)
+    cnn = {**rows[0].config, "data": "mnist5k", "architecture": {"kind": "cnn"}}
+    foreign = [replace(row, arm="CNN", config=cnn) for row in rows if row.arm == SHORT]
+    assert report.comparable([*rows, *foreign], SHORT) == rows
+    assert report.comparable([*rows, *foreign], "CNN") == foreign
+    other_kind = [replace(row, arm="VGG", config={**cnn, "architecture": {"kind": "vgg"}}) for row in foreign]
+    assert report.comparable([*foreign, *other_kind], "VGG") == other_kind
+
+
 def test_attack_checks_are_shown(study: Study, rows: list[Row]) -> None:
     text = section(report.report_text(study, rows), "Checks of the attack")
     assert cells(text, "ℓ∞", "Square is not stronger than APGD")[2:4] == ["yes", "-0.01"]

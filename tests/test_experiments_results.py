@@ -144,6 +144,18 @@ def test_attack_checks_that_failed_are_named(page: str, rows: dict[str, list[Row
     assert "Attack checks that failed" not in results.render({"e03": passed}, of=of)
 
 
+def test_limits_name_the_networks(rows: dict[str, list[Row]]) -> None:
+    cnn = {**rows["e01"][0].config, "data": "mnist5k", "architecture": {"kind": "cnn", "width": 8}}
+    mixed = [replace(r, config=cnn) if r.arm == LOW else r for r in rows["e01"]]
+    dense = "fully connected ReLU networks with hidden layers 64-64"
+    for made, said in (
+        (rows["e01"], f"Data: digits; {dense}.\n"),
+        (mixed, f"Data: digits, mnist5k; {dense}; small architectures: cnn.\n"),
+        ([replace(r, config=cnn) for r in rows["e01"]], "Data: mnist5k; small architectures: cnn.\n"),
+    ):
+        assert said in results.render({"e01": made}, of=of)
+
+
 def test_limits_say_what_is_missing(rows: dict[str, list[Row]]) -> None:
     page = results.render({"e01": rows["e01"][1:]}, of=of)
     limits = page.split("## Limits", 1)[1].split("\n## ", 1)[0]

@@ -1,15 +1,20 @@
-"""The thirteen studies as written: complete, distinct, and each rule can give all three verdicts."""
+"""The sixteen studies as written: complete, distinct, and each rule can give all three verdicts."""
 
 import itertools
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from certbound.errors import InputError
-from experiments.config import Config, Measure
+from experiments import store
+from experiments.config import Architecture, Config, Measure, Training
+from experiments.studies import e06_fine_tuning as e06
 from experiments.study import MODULES, Row, Study, find
+
+PACKED = sorted((Path(__file__).resolve().parents[1] / "experiments" / "results" / "cpu").glob("*.jsonl"))
 
 STUDIES = [find(name) for name in MODULES]
 IDS = list(MODULES)
@@ -32,11 +37,21 @@ def flat(arm: str, place: float) -> float:
 
 E09 = find("e09")
 
+
+def accuracy_of_tuned(arm: str, place: float) -> float:
+    """Worse backbones have all accuracies from 0.5 to 0.9, tuned ones 0.8."""
+    return 0.5 + 0.4 * place if arm == e06.YOUNGER else 0.8
+
 SUPPORTING: dict[str, dict[str, Shape]] = {
     "e01": {"compressibility_spectral": up, "ra_inf": down, "ra_2": down},
     "e02": {"attack_energy": up, "relative_shift": up},
     "e03": {"compressibility_rows": up, "ra_inf": down, "ra_sa_inf": down},
     "e04": {"ra_inf": up, "ra_2": up},
+    "e05": {"compressibility_rows": up, "ra_inf": down, "ra_sa_inf": down},
+    "e06": {
+        "compressibility_rows": up, "sa": accuracy_of_tuned,
+        "ra_inf": lambda arm, place: place if arm == e06.YOUNGER else 0.8 - 0.4 * place,
+    },
     "e07": {"bound_2/printed": up, "attack_2": up},
     "e08": {"ra_inf": up},
     # compressed nets: success falls with rank; scaled ones: none, over a range of RA that holds that of the others
@@ -53,6 +68,7 @@ SUPPORTING: dict[str, dict[str, Shape]] = {
     "e13": {"alignment_inf": down, "ra_inf": up},
     "e14": {"effective_rank": lambda arm, place: 40.0 - 30.0 * place, "ra_inf": down},
     "e15": {"beta_spectral": down, "beta_rows": down},
+    "e16": {"compressibility_rows": up, "ra_inf": down},
 }
 
 
@@ -108,7 +124,11 @@ def test_each_condition_can_refute_the_claim_alone(study):
             seen.add(condition.name)
     # two-sided conditions and those on a flat arm are refuted by other shapes: see the next tests
     missing = {c.name for c in study.rule.conditions} - seen
-    others = {"ε does not rise", "ε does not fall", "UAE success, largest factor against 1", "at equal RA, rank 4"}
+    # of e06 the one at equal accuracy has a test of its own
+    others = {
+        "RA falls at equal accuracy, ℓ∞", "ε does not rise", "ε does not fall", "UAE success, largest factor against 1",
+        "at equal RA, rank 4",
+    }  # fmt: skip
     assert missing <= others, missing
 
 
@@ -142,11 +162,35 @@ def test_universal_examples_that_scale_makes_refute_e09(scaled, name):
     assert verdict.word == "not supported"
 
 
+def test_fine_tuning_that_costs_no_more_than_a_worse_backbone_refutes_e06():
+    """RA falls with λ, but only as far as it does with the accuracy of networks that were tuned without a penalty."""
+    study = find("e06")
+    shapes = {
+        **SUPPORTING["e06"],
+        "sa": lambda arm, place: 0.5 + 0.4 * place if arm == e06.YOUNGER else 0.9 - 0.2 * place,
+        "ra_inf": lambda arm, place: 0.3 + 0.4 * place if arm == e06.YOUNGER else 0.7 - 0.2 * place,
+    }
+    verdict = study.rule.verdict(rows_of(study, shapes))
+    assert verdict.word == "not supported"
+    assert {o.condition.name for o in verdict.outcomes if o.word == "refuted"} == {"RA falls at equal accuracy, ℓ∞"}
+
+
+@pytest.mark.parametrize("arm", ["VGG", "wide ResNet", "Swin", "other data"])
+def test_one_network_that_stays_robust_refutes_e16(arm):
+    study = find("e16")
+    shapes = {**SUPPORTING["e16"], "ra_inf": lambda name, place: 0.5 if name == arm else 1.0 - place}
+    verdict = study.rule.verdict(rows_of(study, shapes))
+    assert verdict.word == "not supported"
+    assert {o.condition.name for o in verdict.outcomes if o.word == "refuted"} == {f"{arm}: RA falls, ℓ∞"}
+
+
 UNDECIDED: dict[str, tuple[str, Shape, float]] = {
     "e01": ("ra_2", flat, 0.2),
     "e02": ("relative_shift", lambda arm, place: 0.5 + 0.02 * place, 0.02),
     "e03": ("ra_sa_inf", flat, 0.2),
     "e04": ("ra_2", up, 0.25),
+    "e05": ("ra_inf", flat, 0.2),
+    "e06": ("ra_inf", flat, 0.2),
     "e07": ("attack_2", up, 0.16),
     "e08": ("ra_inf", lambda arm, place: 0.5 + 0.02 * place, 0.015),
     "e09": ("universal_inf", SUPPORTING["e09"]["universal_inf"], 0.3),
@@ -156,6 +200,7 @@ UNDECIDED: dict[str, tuple[str, Shape, float]] = {
     "e13": ("ra_inf", lambda arm, place: 0.5 + 0.1 * place, 0.2),
     "e14": ("ra_inf", flat, 0.2),
     "e15": ("beta_rows", flat, 0.2),
+    "e16": ("ra_inf", flat, 0.2),
 }
 """What leaves a study open: the measure, its shape and its noise."""
 
@@ -204,7 +249,7 @@ def test_every_arm_that_a_rule_names_exists(study):
 
 def test_studies_state_claim_and_falsifier():
     assert IDS == sorted(IDS)
-    assert set(IDS) == {f"e{i:02d}" for i in range(1, 16)} - {"e05", "e06"}
+    assert IDS == [f"e{i:02d}" for i in range(1, 17)]
     for study in STUDIES:
         assert study.id in IDS
         for text in (study.claim, study.source, study.varies, study.fixed, study.supported_if, study.refuted_if):
@@ -230,7 +275,40 @@ def test_paper_scale_is_the_papers():
             assert measure.headline_inf == pytest.approx(8 / 255)
             assert measure.headline_2 == 0.5
             assert (measure.attack, measure.restarts, measure.steps) == ("worst", 5, 100)
-            assert point.config.data in ("mnist", "cifar10")
+            assert point.config.data in ("mnist", "cifar10", "cifar100", "svhn", "imagenet")
+
+
+def test_paper_scale_has_the_papers_architectures():
+    found = {p.config.architecture.kind for s in STUDIES for p in s.points("paper") if p.config.architecture}
+    assert found == {"resnet18", "vit-b-16", "clip-vit-b-32", "vgg16", "wrn-101-2", "swin-t"}
+
+
+@pytest.mark.parametrize("path", PACKED, ids=lambda path: path.stem)
+def test_stored_rows_keep_their_configurations_and_names(path):
+    """A field that is added to Config must not rename the cells that are stored."""
+    rows = store.unpack(path.read_text(encoding="utf-8"))
+    assert rows
+    for row in rows:
+        config = Config.from_dict(row.config)
+        assert config.to_dict() == row.config
+        assert config.key(row.seed) == row.key
+
+
+def test_every_later_field_is_part_of_the_name():
+    changes = ({"architecture": Architecture("cnn")}, {"backbone": Training()}, {"fixed_head": True}, {"n_test": 7})
+    configs = [Config(), *(Config(**change) for change in changes)]
+    assert len({c.key(0) for c in configs}) == 5
+    for config in configs[1:]:
+        assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_fine_tuning_starts_from_the_same_weights_whatever_the_penalty():
+    for scale, backbones in (("cpu", {Training(epochs=40)}), ("paper", {None})):
+        points = [p for p in find("e06").points(scale) if p.arm != e06.YOUNGER]
+        assert {p.config.backbone for p in points} == backbones
+        for arm in (e06.TUNED, e06.HEAD):
+            trainings = [p.config.training for p in points if p.arm == arm]
+            assert len({(t.epochs, t.lr, t.batch_size) for t in trainings}) == 1
 
 
 def test_unknown_studies_and_scales_are_refused():
@@ -256,5 +334,7 @@ def test_smoke_runs_are_small():
         for scale, steps in (("cpu", 8), ("paper", 1)):
             for cell in study.cells(scale, 1, smoke=True):
                 assert cell.point.config.training.max_steps == steps
+                backbone = cell.point.config.backbone
+                assert backbone is None or backbone.max_steps == 8
                 assert cell.point.config.measure.n_attack <= 20
     assert Measure().steps == 100

@@ -22,7 +22,7 @@ from certbound.errors import InputError
 from certbound.io import npy
 from certbound.io.weights_file import load_weights
 
-EXAMPLES = {"certificate": 4, "fields": 4, "npy": 4, "safetensors": 4, "state_dict": 3}
+EXAMPLES = {"certificate": 4, "fields": 4, "npy": 4, "safetensors": 4, "state_dict": 3, "onnx": 4}
 """Times the examples of a property test of networks; one of a state dict takes 2 ms."""
 
 DAMAGED_HEADER = b"\x93NUMPY\x01\x00\x16\x00{'descr': '<f8', (   \n" + b"\0" * 16

@@ -507,7 +507,7 @@ def test_buffers_are_loaded_too(tmp_path):
         ("missing.py:make", ["no file"]),
         ("net.txt:make", ["net.txt"]),
         ("program.pt2", ["unpickles", "safetensors"]),
-        ("model.onnx", ["ONNX"]),
+        ("model.onnx", ["no file"]),
     ],
 )
 def test_bad_factories(tmp_path, spec, words):

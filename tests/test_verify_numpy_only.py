@@ -11,10 +11,14 @@ import pytest
 
 import certbound
 from certbound.certificate import _HOMES
+from certbound.graph import Graph, Node
 from certbound.lipschitz.branch_and_bound import lipschitz_bracket
+from certbound.lipschitz.graph_product import graph_product
 from certbound.lipschitz.layer_product import layer_product
 from certbound.lipschitz.path_norms import path_bound
 from certbound.network import Activation, Ball, Network, Normalise, Residual
+from certbound.norms.operator import operator_norm_lower, operator_norm_upper
+from certbound.ops import Add, AvgPool, BatchNorm, Conv, Input, Linear, Reshape
 
 SCRIPT = """
 import sys
@@ -31,6 +35,18 @@ if "storage" in sys.argv[1]:
     model = Network((Affine(weights[0]), Residual((Activation("silu"),), ()), Affine(weights[1])))
 if "folded" in sys.argv[1]:
     model = Network((Normalise([0.1], [0.3]), Affine(weights[0]), ReLU(), Affine(weights[1])))
+if "convolution" in sys.argv[1]:
+    from certbound.ops import Conv
+    model = Conv(weights[0].reshape(10, 7, 70)[:, :, :3], padding=((1, 1),))
+if "graph" in sys.argv[1]:
+    from certbound.graph import Graph, Node
+    from certbound.ops import Add, AvgPool, BatchNorm, Conv, Input, Linear, Reshape
+    first = Conv(weights[0].reshape(10, 7, 70)[:7, :, :3], padding=((1, 1),))
+    norm = BatchNorm(np.zeros(7), np.arange(1.0, 8.0))
+    model = Graph((
+        Node(Input((1, 7, 80))), Node(first, (0,)), Node(norm, (1,)), Node(Add(), (0, 2)),
+        Node(AvgPool((9,), (8,), ((1, 0),)), (3,)), Node(Reshape((1, 70)), (4,)), Node(Linear(weights[1]), (5,)),
+    ))
 certificate = certbound.load_certificate(sys.argv[1])
 assert certificate.verify(weights[0] if certificate.kind == "operator norm" else model)
 assert certificate.bound.rigor is certbound.Rigor.RIGOROUS
@@ -46,6 +62,13 @@ def certificates():
     folded = Network((Normalise([0.1], [0.3]), *layers))
     block = Network((layers[0], Residual((Activation("silu"),), ()), layers[-1]))
     ball = Ball(np.zeros(70), 0.01, "inf")
+    conv = Conv(weights[0].reshape(10, 7, 70)[:, :, :3], padding=((1, 1),))
+    square = Conv(conv.weight[:7].copy(), padding=((1, 1),))
+    norm = BatchNorm(np.zeros(7), np.arange(1.0, 8.0))
+    graph = Graph((
+        Node(Input((1, 7, 80))), Node(square, (0,)), Node(norm, (1,)), Node(Add(), (0, 2)),
+        Node(AvgPool((9,), (8,), ((1, 0),)), (3,)), Node(Reshape((1, 70)), (4,)), Node(Linear(weights[1]), (5,)),
+    ))  # fmt: skip
     return weights, {
         "norm above": certbound.spectral_norm_upper(weights[0], rigor="rigorous").certificate,
         "norm below": certbound.spectral_norm_lower(weights[0], rigor="rigorous").certificate,
@@ -65,6 +88,11 @@ def certificates():
         "paths inf": path_bound(Network.from_weights(weights), math.inf).certificate,
         "tree": lipschitz_bracket(weights, 2, outputs=0, max_nodes=3).upper.certificate,
         "witness": certbound.lipschitz_sampled(weights, 2).certificate,
+        "graph": graph_product(graph, 2).certificate,
+        "graph inf row": graph_product(graph, math.inf, (0, 1)).certificate,
+        "convolution above": operator_norm_upper(conv, 2, (7, 9)).certificate,
+        "convolution below": operator_norm_lower(conv, 2, (7, 9)).certificate,
+        "convolution rows": operator_norm_upper(conv, math.inf, (7, 9)).certificate,
     }
 
 

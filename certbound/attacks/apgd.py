@@ -40,6 +40,7 @@ from certbound.attacks.pair import AttackPair
 from certbound.bound import Bound, Claim
 from certbound.errors import CertboundError, InputError, MissingDependencyError
 from certbound.io.to_torch import import_torch, two_class
+from certbound.network import Network
 from certbound.types import SCHEMA_VERSION, Quantity, Rigor, Sense, norm_name, parse_delta, parse_norm
 
 _PAPER = "Croce & Hein 2020, arXiv:2003.01690 (Auto-PGD on "
@@ -84,9 +85,11 @@ class AttackReport:
     ran : the attacks that ran; for ``"worst"`` those that the number of classes allows.
     largest_perturbation : largest ``‖x_adv − x‖`` and ``‖x_wrong − x‖``, computed in float64.
     tolerance : what ``largest_perturbation`` may exceed delta by; 0, since the points are moved inwards.
-    domain, subject : what the claims of its bounds are about; no subject for a module that is not in the IR.
+    domain, subject : what the claims of its bounds are about; no subject for a module that is no chain of dense layers
+        (its Graph has one).
     certificate : x and ``x_adv``, with which the gap can be verified without torch; its own bound is *rigorous*, and
-        less than ``loss_gap`` by what rounding may have added. None without a subject.
+        less than ``loss_gap`` by what rounding may have added. None without a subject, and for a Graph, whose
+        roundings it does not enclose.
     """
 
     x_adv: F64 = field(repr=False)
@@ -332,8 +335,8 @@ def attack(
 
     Parameters
     ----------
-    model : any ``nn.Module`` that maps samples to logits, a Network, or a list of weight matrices. One logit z is
-        read as the two classes (0, z). A module is copied, and the copy is attacked in eval mode.
+    model : any ``nn.Module`` that maps samples to logits, a Network, a Graph, or a list of weight matrices. One logit
+        z is read as the two classes (0, z). A module is copied, and the copy is attacked in eval mode.
     x : samples in [0, 1], shape (samples, …).
     y : labels 0…C−1 (0/1 with one logit).
     delta : radius of the perturbation a, in the units of x.
@@ -422,7 +425,7 @@ def attack(
         own.flags.writeable = False
     flat = np.ascontiguousarray(clean.reshape(len(clean), -1))
     certificate = None
-    if network is not None:
+    if isinstance(network, Network):
         measured = float(np.mean(loss - clean_loss))
         certificate = AttackPair.proving(network, clean, points, labels, radius, p, method, measured)
     return AttackReport(

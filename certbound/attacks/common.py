@@ -14,8 +14,11 @@ import numpy as np
 
 from certbound.arrays import F64, as_float64, is_torch
 from certbound.errors import InputError
+from certbound.graph import Graph
+from certbound.io.graph_to_torch import graph_to_torch
 from certbound.io.to_torch import to_torch
 from certbound.network import Network, as_network
+from certbound.robustness import read_network
 
 BOX = (0.0, 1.0)
 """The attack library's own range of inputs."""
@@ -62,15 +65,21 @@ def own_state(torch: Any, device: Any, seed: int) -> Iterator[None]:
             sys.settrace(trace)
 
 
-def module_copy(torch: Any, model: Any, network: Network | None, dtype: str, device: Any) -> Any:
+def _as_module(network: Network | Graph, dtype: str, device: Any) -> Any:
+    if isinstance(network, Graph):
+        return graph_to_torch(network, dtype=dtype, device=device)
+    return to_torch(network, dtype=dtype, device=device)
+
+
+def module_copy(torch: Any, model: Any, network: Network | Graph | None, dtype: str, device: Any) -> Any:
     """A copy of the model in eval mode, without parameter gradients, of the given dtype."""
     if network is not None and not is_torch(model, "Module"):
-        return to_torch(network, dtype=dtype, device=device)
+        return _as_module(network, dtype, device)
     try:
         twin = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
         if network is not None:  # pruned modules hold tensors that torch will not copy; their IR was checked at import
-            return to_torch(network, dtype=dtype, device=device)
+            return _as_module(network, dtype, device)
         raise InputError(
             "model", got=f"a module that cannot be copied ({error})", needed="a module that copy.deepcopy takes",
             fix="load its weights into a fresh module",
@@ -186,13 +195,16 @@ def integer(value: object, name: str, least: int) -> int:
     return int(value)
 
 
-def read_model(model: object, x: F64) -> Network | None:
-    """The model in the IR; None for a module that is not in it: attacks need gradients only."""
-    shape = tuple(x.shape[1:]) if x.ndim > 2 else None
+def read_model(model: object, x: F64) -> Network | Graph | None:
+    """The model in the IR; None for a module that is no chain of dense layers: attacks need gradients only.
+
+    Importing a module as a Graph would take longer than attacking it, for the sake of a digest; who wants that passes
+    the Graph.
+    """
     if not is_torch(model, "Module"):
-        return as_network(model, input_shape=shape)
+        return read_network(model, x)
     try:
-        return as_network(model, input_shape=shape)
+        return as_network(model, input_shape=tuple(x.shape[1:]) if x.ndim > 2 else None)
     except InputError:
         return None
 

@@ -287,7 +287,7 @@ def universal_perturbation(
 
     Parameters
     ----------
-    model : any ``nn.Module`` that maps samples to logits, a Network, or a list of weight matrices.
+    model : any ``nn.Module`` that maps samples to logits, a Network, a Graph, or a list of weight matrices.
     x : samples in [0, 1], shape (samples, …). y : labels 0…C−1 (0/1 with one logit).
     delta : radius of the perturbation, in the units of x. norm : 2 or ∞.
     steps : minibatches. seed : of their order.

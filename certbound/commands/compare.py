@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from certbound.commands.options import Subparsers, add_command, add_data, add_model, names, number
 
 if TYPE_CHECKING:
+    from certbound.graph import Graph
     from certbound.network import Network
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ $CERTBOUND_CACHE_DIR, or in the user's cache folder; it may be deleted at any ti
 examples:
   certbound compare --model net.py:make --weights w.safetensors --data mnist5k --delta 8/255 --norm inf
   certbound compare --weights net.npz --data test.npz --delta 0.1 --norm 2 --methods product,recursion,CROWN --json
+  certbound compare --model net.onnx --data test.npz --delta 2/255 --norm inf
   certbound compare --model net.py:make --data digits --delta 0.05 --norm inf --n-samples 100 --no-cache"""
 
 
@@ -101,11 +103,16 @@ def run(args: argparse.Namespace) -> object:
     return shown
 
 
-def network_arrays(network: Network) -> list[Any]:
+def network_arrays(network: Network | Graph) -> list[Any]:
     """Everything that a comparison depends on of a network."""
     import numpy as np
 
-    chain = network.chain
+    from certbound.graph import Graph, as_graph
+
     # the digest tells apart networks that fold to the same chain: it is the subject of the claims in the result
     name = np.frombuffer(network.digest.encode(), dtype=np.uint8)
-    return [*chain.weights, *chain.biases, np.array([chain.final_relu]), name]
+    if not isinstance(network, Graph) and network.is_relu_chain:
+        chain = network.chain
+        return [*chain.weights, *chain.biases, np.array([chain.final_relu]), name]
+    nodes = as_graph(network).nodes
+    return [name, *(part for n in nodes for part in (np.array(n.inputs, dtype=np.int64), *n.op.parts()))]

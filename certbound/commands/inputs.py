@@ -9,6 +9,7 @@ from typing import Any
 
 from certbound.arrays import F64
 from certbound.errors import InputError, MissingDependencyError
+from certbound.graph import Graph
 from certbound.network import Network
 
 
@@ -21,11 +22,13 @@ class Problem:
     y: Any
 
     @property
-    def network(self) -> Network:
-        """The model in the IR; refused by name if it is not in it."""
-        from certbound.theorems.corollary33 import classifier
+    def network(self) -> Network | Graph:
+        """The model in the IR: a Network where it is a chain of dense layers, else a Graph; refused by name if it is
+        neither.
+        """
+        from certbound.robustness import read_network
 
-        return classifier(self.model, self.x)
+        return read_network(self.model, self.x)
 
 
 def load_samples(name: str, *, seed: int) -> tuple[Any, Any]:
@@ -68,4 +71,4 @@ def read_problem(args: argparse.Namespace) -> Problem:
                 needed="the same number of values", fix="leave out the batch axis",
             )  # fmt: skip
         x = x.reshape(len(x), *args.input_shape)
-    return Problem(load_model(args.model, args.weights, layers=args.layers), x, y)
+    return Problem(load_model(args.model, args.weights, layers=args.layers, input_shape=args.input_shape), x, y)

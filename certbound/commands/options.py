@@ -28,14 +28,15 @@ def add_model(parser: Any) -> None:
     group = parser.add_argument_group("the network")
     group.add_argument(
         "--model",
-        metavar="FILE.py:FACTORY",
-        help="a Python file and the function in it that returns the nn.Module (it is run, in eval mode). The module "
-        "holds its own normalisation, so that inputs are in [0, 1]",
+        metavar="MODEL",
+        help="file.py:factory, a Python file and the function in it that returns the nn.Module (it is run, in eval "
+        "mode), or net.onnx (it is read, never run). The model holds its own normalisation, so that inputs are in "
+        "[0, 1]",
     )
     group.add_argument(
         "--weights",
         metavar="FILE",
-        help="weights for that module: safetensors, or a torch state dict (never unpickled). Without --model: matrices "
+        help="weights for a module: safetensors, or a torch state dict (never unpickled). Without --model: matrices "
         "in order (.npy, .npz, or a file with nothing but *.weight and *.bias), read as a ReLU network",
     )
     group.add_argument(
@@ -59,7 +60,10 @@ def add_data(parser: Any) -> None:
     group.add_argument("--n-samples", type=positive, metavar="N", help="a random subset (--seed); default: all")
     group.add_argument("--seed", type=natural, default=0, metavar="N", help="default: %(default)s")
     group.add_argument(
-        "--input-shape", type=shape, metavar="C,H,W", help="shape of one input, where the model wants images"
+        "--input-shape",
+        type=shape,
+        metavar="C,H,W",
+        help="shape of one input, where the model wants images, or an ONNX file leaves it open",
     )
 
 

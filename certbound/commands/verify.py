@@ -26,6 +26,7 @@ Verifying itself needs numpy only. What "verified" promises depends on the trust
 examples:
   certbound verify bound.certificate --model net.py:make --weights w.safetensors
   certbound verify bound.certificate --model net.npz
+  certbound verify bound.certificate --model net.onnx
   certbound verify norm.certificate --model W.npy"""
 
 
@@ -103,10 +104,11 @@ def run(args: argparse.Namespace) -> VerifyReport:
 
 def _model(args: argparse.Namespace, certificate: Saveable) -> object:
     """What the certificate is about: a network, or for a norm the matrix of the model that has its digest."""
-    from certbound.io.factory import load_model
+    from certbound.io.factory import is_onnx, load_model
 
     spec, weights = args.model, args.weights
-    if spec is not None and weights is None and ".py:" not in spec and not spec.endswith(".py"):
+    plain = spec is not None and ".py:" not in spec and not spec.endswith(".py") and not is_onnx(spec)
+    if plain and weights is None:
         spec, weights = None, spec  # --model W.npy: a file of weights
     if certificate.kind == "operator norm":
         return _matrix(spec, weights, args.layers, str(getattr(certificate, "subject", "")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ from certbound import losses, text
 from certbound.arrays import F64, I64, as_float64, as_labels, frozen
 from certbound.bound import Bound, Claim
 from certbound.crown.compat import bounded_module, load_auto_lirpa, package_version, watch_slopes
+from certbound.crown.graph_problem import GraphProblem
 from certbound.errors import CertboundError, InputError, NumericalError
+from certbound.graph import Graph, as_graph
 from certbound.io.to_torch import import_torch, to_torch, two_class
-from certbound.network import Network, as_network
-from certbound.robustness import network_margins
+from certbound.network import Network
+from certbound.robustness import is_chain, network_margins, read_network
 from certbound.types import SCHEMA_VERSION, Quantity, Rigor, Sense, Status, norm_name, parse_delta, parse_norm
 
 _LIRPA = "by auto_LiRPA (Xu et al. 2020, arXiv:2002.12920)"
@@ -142,10 +145,6 @@ def _parse_clip(clip: object) -> tuple[float, float] | None:
     return float(pair[0]), float(pair[1])
 
 
-def _network(model: object, x: F64) -> Network:
-    # the sample's shape tells the channels of a per-channel normalisation
-    return as_network(model, input_shape=tuple(x.shape[1:]) if x.ndim > 2 else None)
-
 
 def _stable(torch: Any, bounded: Any, inputs: tuple[Any]) -> dict[str, list[Any]]:
     """Bounds of the neurons that IBP shows to be always on or always off, sample by sample; −∞ and ∞ for others.
@@ -182,21 +181,33 @@ class _Problem:
     """One network, ready to be bounded batch by batch."""
 
     def __init__(
-        self, network: Network, delta: float, norm: float, clip: tuple[float, float] | None, method: str,
-        iterations: int,
+        self, network: Network | Graph, delta: float, norm: float, clip: tuple[float, float] | None, method: str,
+        iterations: int, samples: int,
     ) -> None:
         self.torch, self.package = import_torch("margins"), load_auto_lirpa()
         self.delta, self.norm, self.clip, self.method, self.iterations = delta, norm, clip, method, iterations
-        self.module = to_torch(network)[1:]  # x is flat already, and a traced Flatten fixes nothing worth having
-        if network.n_outputs == 1:
-            self.module = two_class(self.module)
         self.classes = max(network.n_outputs, 2)
-        self.example = self.torch.zeros((1, network.n_inputs), dtype=self.torch.float64)
-        self.bounded = bounded_module(self.module, self.example)
+        self.graph = GraphProblem(network, method, samples) if isinstance(network, Graph) else None
+        if isinstance(network, Graph):
+            assert self.graph is not None
+            self.module, self.example = self.graph.module, self.graph.example
+        else:
+            self.module = to_torch(network)[1:]  # x is flat already, and a traced Flatten fixes nothing worth having
+            if network.n_outputs == 1:
+                self.module = two_class(self.module)
+            self.example = self.torch.zeros((1, network.n_inputs), dtype=self.torch.float64)
+        self.bounded = self.fresh()
+
+    def fresh(self, options: dict[str, Any] | None = None) -> Any:
+        """A new bounded module."""
+        if self.graph is not None:
+            return self.graph.bounded(options)
+        return bounded_module(self.module, self.example, options)
 
     def inputs(self, centre: F64) -> tuple[Any]:
         """The ball around each sample."""
         torch, box = self.torch, dict[str, Any]()
+        centre = centre.reshape(len(centre), *self.example.shape[1:])
         if math.isinf(self.norm):
             low, high = centre - self.delta, centre + self.delta
             if self.clip is not None:
@@ -214,10 +225,9 @@ class _Problem:
         inputs = self.inputs(centre)
         with self.torch.no_grad():  # auto_LiRPA would keep a graph of everything
             backward = self.method in ("CROWN", "alpha-CROWN")
-            stable = _stable(self.torch, self.bounded, inputs) if backward else None
+            known = self.neurons(inputs) if backward else dict[str, dict[str, list[Any]]]()
             low, _ = self.bounded.compute_bounds(
-                x=inputs, C=specification, method="CROWN" if backward else self.method, bound_upper=False,
-                reference_bounds=stable,
+                x=inputs, C=specification, method="CROWN" if backward else self.method, bound_upper=False, **known
             )
         lower: F64 = low.detach().numpy()
         if lower.dtype != np.float64:
@@ -225,13 +235,21 @@ class _Problem:
         if self.method != "alpha-CROWN":
             return lower, ""
         try:
-            better, note = self.optimised(centre, specification, stable)
+            better, note = self.optimised(centre, specification, known)
         except (RuntimeError, LookupError, TypeError, AttributeError, AssertionError) as error:
             return lower, f"alpha-CROWN failed ({type(error).__name__}: {error}), CROWN's bounds are shown"
         # each is a lower bound; and a NaN of the optimisation is none
         return np.fmax(lower, better), note
 
-    def optimised(self, centre: F64, specification: Any, stable: dict[str, list[Any]] | None) -> tuple[F64, str]:
+    def neurons(self, inputs: tuple[Any]) -> dict[str, dict[str, list[Any]]]:
+        """What is known of the neurons, as an argument of ``compute_bounds``."""
+        if self.graph is not None:
+            return {"intermediate_layer_bounds": self.graph.intermediate(self.bounded, inputs)}
+        return {"reference_bounds": _stable(self.torch, self.bounded, inputs)}
+
+    def optimised(
+        self, centre: F64, specification: Any, known: dict[str, dict[str, list[Any]]]
+    ) -> tuple[F64, str]:
         """The best bounds of all iterations, kept here: auto_LiRPA's own are rounded to float32, or crash on it."""
         torch = self.torch
         best: list[Any] = []
@@ -247,12 +265,16 @@ class _Problem:
             "stop_criterion_func": keep,
             "keep_best": False,
         }
-        bounded = bounded_module(self.module, self.example, {**_DENSE, "optimize_bound_args": options})
+        bounded = self.fresh({**_DENSE, "optimize_bound_args": options})
+        if self.graph is not None and self.graph.optimises_neurons(len(centre)):
+            with torch.no_grad():
+                known = {"reference_bounds": _stable(torch, self.bounded, self.inputs(centre))}
+        elif self.graph is not None:  # its first pass would find them itself
+            bounded.init_slope = functools.partial(bounded.init_slope, **known)
         watch = watch_slopes(bounded)
         with torch.enable_grad():
             bounded.compute_bounds(
-                x=self.inputs(centre), C=specification, method="alpha-CROWN", bound_upper=False,
-                reference_bounds=stable,
+                x=self.inputs(centre), C=specification, method="alpha-CROWN", bound_upper=False, **known
             )
         if not best or best[0].dtype != torch.float64:
             raise RuntimeError("auto_LiRPA showed no float64 bounds on its way")
@@ -262,13 +284,15 @@ class _Problem:
 
 
 def _bounded(
-    network: Network, x: F64, y: I64, delta: float, norm: float, clip: tuple[float, float] | None, method: str,
+    network: Network | Graph, x: F64, y: I64, delta: float, norm: float, clip: tuple[float, float] | None, method: str,
     batch_size: int, iterations: int,
 ) -> tuple[F64, str]:
     """auto_LiRPA's lower bounds, shape (samples, classes), one batch after the other, and what failed."""
     torch = import_torch("margins")
     with torch.inference_mode(False), torch.no_grad():
-        problem = _Problem(network, delta, norm, clip, method, iterations)
+        # residual sums: auto_LiRPA's own way with them fails on flat values
+        form = network if is_chain(network) else as_graph(network)
+        problem = _Problem(form, delta, norm, clip, method, iterations, len(x))
         batches = range(0, len(x), batch_size)
         parts = [problem.bound(x[i : i + batch_size], y[i : i + batch_size]) for i in batches]
     notes = dict.fromkeys(note for _, note in parts if note)
@@ -291,7 +315,10 @@ def margins(
 
     Parameters
     ----------
-    model : an ``nn.Module``, a Network, or a list of weight matrices; one logit z is read as the classes (0, z).
+    model : an ``nn.Module``, a Network, a Graph, or a list of weight matrices; one logit z is read as the classes
+        (0, z). Of graphs auto_LiRPA bounds what :mod:`certbound.crown.lowering` can write in the operations that it
+        bounds rightly; CROWN needs time for every neuron that can switch (see ``WorkLimitError``), CROWN-IBP and IBP
+        take networks of any size; ``"alpha-CROWN"`` of more than 2^18 pairs of neurons leaves those at CROWN's bounds.
     x : samples, shape (samples, …).
     y : labels 0…C−1 (0/1 with one logit).
     delta : radius of the perturbation a, in the units of x.
@@ -311,6 +338,8 @@ def margins(
     Raises
     ------
     InputError : unusable arguments, a method that is not there, samples outside ``clip``.
+    UnsupportedLayerError : an operation that auto_LiRPA does not bound rightly, named, with the reason.
+    WorkLimitError : an InputError: CROWN would take too long on this network at this radius.
     MissingDependencyError : auto_LiRPA is not installed.
     NumericalError : auto_LiRPA returned NaN.
     CertboundError : a bound above the margin at the centre, which is in the ball.
@@ -334,7 +363,7 @@ def margins(
             raise InputError(name, got=repr(value), needed="an integer >= 1", fix=f"pass {name}={usual}")
     box = _parse_clip(clip)
     array = as_float64(x, "x")
-    network = _network(model, array)
+    network = read_network(model, array)
     flat = network.flat_inputs(array)
     labels = as_labels(y, len(flat), max(network.n_outputs, 2))
     if box is not None and (flat.min() < box[0] or flat.max() > box[1]):

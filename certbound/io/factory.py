@@ -1,11 +1,13 @@
-"""``--model file.py:factory``: the user's own Python file makes the module; ``--weights`` fills it.
+"""``--model``: a Python file and the function in it that makes the module, which ``--weights`` fills; or an ONNX file.
 
-The file is code and it is run: it is the user's, as any script. Files of weights are data and are never run.
+A Python file is code and it is run: it is the user's, as any script. ONNX files and weights are data and never run.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +19,19 @@ from types import ModuleType
 from typing import Any
 
 from certbound.arrays import is_torch
-from certbound.errors import CertboundError, InputError, MissingDependencyError
+from certbound.errors import CertboundError, InputError, MissingDependencyError, UnsupportedLayerError
+from certbound.graph import Graph, Node
 from certbound.io.files import existing_file, listed
+from certbound.io.graph_to_network import dense_network, rounded_parts
+from certbound.io.onnx_file import load_onnx
 from certbound.io.weights_file import load_into, load_weights, to_network
 from certbound.network import Network
+from certbound.ops import Add, Input, Linear, Pointwise, Reshape, Shift
+
+logger = logging.getLogger(__name__)
 
 _numbers = count()
-_USAGE = "'file.py:factory', a Python file and the function in it that returns the model"
+_USAGE = "'file.py:factory', a Python file and the function in it that returns the model, or a file net.onnx"
 
 
 def load_factory(spec: str, argument: str = "model") -> Callable[[], Any]:
@@ -43,7 +51,10 @@ def load_factory(spec: str, argument: str = "model") -> Callable[[], Any]:
         if suffix == ".pt2":
             raise _no_pt2(spec, argument)
         if suffix == ".onnx":
-            raise InputError(argument, got=repr(spec), needed=_USAGE, fix="ONNX is not read in this version")
+            raise InputError(
+                argument, got=f"the ONNX file {Path(spec).name} for a module", needed="a factory that makes a module",
+                fix="use certbound.load_onnx, or certbound.load_model, which reads both",
+            )  # fmt: skip
         raise InputError(argument, got=repr(spec), needed=_USAGE, fix="write for instance net.py:make")
     file = existing_file(path, argument)
     if file.suffix.lower() != ".py":
@@ -148,24 +159,70 @@ def make_module(spec: str, argument: str = "model") -> Any:
     )
 
 
+def is_onnx(model: str) -> bool:
+    """True for the name of an ONNX file.
+
+    >>> is_onnx("net.onnx"), is_onnx("net.py:make")
+    (True, False)
+    """
+    return Path(model).suffix.lower() == ".onnx"
+
+
+def _of_onnx(model: str, input_shape: Sequence[int] | None) -> Network | Graph:
+    """A Network where the file is a chain of dense layers on vectors, which no number of it is rounded for."""
+    graph = load_onnx(model, input_shape=input_shape)
+    dense = all(isinstance(n.op, (Input, Linear, Pointwise, Reshape, Shift, Add)) for n in graph.nodes)
+    vectors = all(math.prod(s[:-1]) == 1 for n, s in zip(graph.nodes, graph.shapes, strict=True) if _is_linear(n))
+    if not (dense and vectors) or rounded_parts(graph):
+        return graph
+    numbers = sum(n.op.weight.size for n in graph.nodes if isinstance(n.op, Linear))
+    try:
+        return dense_network(graph, limit=max(4_000_000, 2 * numbers))
+    except UnsupportedLayerError as error:
+        logger.info("%s stays a graph: %s", Path(model).name, error)
+        return graph
+
+
+def _is_linear(node: Node) -> bool:
+    return isinstance(node.op, Linear)
+
+
 def load_model(
     model: str | None,
     weights: str | os.PathLike[str] | None = None,
     *,
     layers: Sequence[str] | None = None,
+    input_shape: Sequence[int] | None = None,
 ) -> Any:
     """A model as the command line takes it: what ``compare`` and ``as_network`` accept.
 
     Parameters
     ----------
-    model : ``file.py:factory``; None if the weights are a plain chain. weights : ``.safetensors``, a torch state dict,
-        or ``.npy`` / ``.npz`` matrices (those without a factory). layers : keys of a ``.npz``, in order.
+    model : ``file.py:factory`` or ``net.onnx``; None if the weights are a plain chain. weights : ``.safetensors``, a
+        torch state dict, or ``.npy`` / ``.npz`` matrices (those without a factory). layers : keys of a ``.npz``, in
+        order. input_shape : of one sample, for an ONNX file that leaves axes open; else not looked at.
+
+    An ONNX file is a Network where it is a chain of dense layers, else a Graph.
 
     Raises
     ------
     InputError : neither of the two, an exported ``.pt2`` program (which torch unpickles), weights that do not fit.
     """
     suffix = "" if weights is None else Path(weights).suffix.lower()
+    if suffix == ".onnx":
+        raise InputError(
+            "weights", got=f"the ONNX file {Path(str(weights)).name}", needed="a file of weights",
+            fix="an ONNX file is a whole model: pass it as model, on the command line --model",
+        )  # fmt: skip
+    if model is not None and is_onnx(model):
+        if weights is not None:
+            raise InputError(
+                "weights", got="weights for an ONNX file, which has its own", needed="one source of weights",
+                fix="leave --weights out",
+            )  # fmt: skip
+        if layers is not None:
+            raise InputError("layers", got=f"{list(layers)}", needed="weights in a .npz", fix="leave it out")
+        return _of_onnx(model, input_shape)
     if layers is not None and suffix != ".npz":
         raise InputError("layers", got=f"{list(layers)}", needed="weights in a .npz", fix="leave it out")
     if suffix == ".pt2" and weights is not None:
@@ -194,4 +251,4 @@ def load_model(
     return load_into(made, load_weights(weights))
 
 
-__all__ = ["load_factory", "load_model", "make_module"]
+__all__ = ["is_onnx", "load_factory", "load_model", "make_module"]

@@ -32,13 +32,14 @@ from certbound import text
 from certbound.arrays import F64, I64
 from certbound.bound import Bound, Claim, Result, vacuous_bound
 from certbound.errors import CertboundError, InputError, NumericalError
+from certbound.io.graph_to_network import dense_model
 from certbound.lipschitz.barrier import Limits
 from certbound.lipschitz.empty_cells import Chain
 from certbound.lipschitz.node_sdp import NodeBound, best_pattern, free, members, node_bound, pattern_norms
 from certbound.lipschitz.product import Outputs
 from certbound.lipschitz.region_slopes import slopes_on
 from certbound.lipschitz.sampled import SmoothPoint, lipschitz_sampled
-from certbound.lipschitz.sdp import lipschitz_sdp, parse_outputs
+from certbound.lipschitz.sdp import assuming, lipschitz_sdp, parse_outputs
 from certbound.lipschitz.system import Slopes, System
 from certbound.lipschitz.tree_certificate import (
     EMPTY,
@@ -51,7 +52,7 @@ from certbound.lipschitz.tree_certificate import (
     TreeCertificate,
     cell_is_empty,
 )
-from certbound.network import Ball, Network, as_network
+from certbound.network import Ball, Network
 from certbound.progress import steps_bar
 from certbound.rounding import check_arithmetic
 from certbound.types import GLOBAL, SCHEMA_VERSION, Quantity, Sense, Status, parse_norm
@@ -480,20 +481,23 @@ def lipschitz_bracket(
     max_nodes: int | None = None,
     seed: int = 0,
     progress: bool = False,
+    input_shape: tuple[int, ...] | None = None,
 ) -> Bracket:
     """Lower and upper end of the Lipschitz constant of a small network, both certified.
 
     Parameters
     ----------
-    network : nn.Module, Network, or list of weight matrices (bias-free ReLU net), of up to 512 neurons. ReLU and leaky
-        ReLU are split; other activations keep the interval of their slopes. Residual sums are read; their lower end is
-        0, since only chains of ReLUs are sampled.
+    network : nn.Module, Network, Graph, or list of weight matrices (bias-free ReLU net), of up to 512 neurons. ReLU
+        and leaky ReLU are split; other activations keep the interval of their slopes. Residual sums are read; their
+        lower end is 0, since only chains of ReLUs are sampled.
     norm : 2 (ℓ2 → ℓ2) or ∞ (∞ → ∞: the largest over outputs).
     outputs : None, an output index, or a pair ``(j, y)`` for ``f_j − f_y``.
     region : None (all inputs), or a :class:`~certbound.Ball`: the constant of f on it.
     tolerance : relative gap at which the search ends.
     time_limit : seconds; what is reached by then is a valid bracket. max_nodes : splits at most.
     seed : of the samples. progress : show a bar.
+    input_shape : of one sample, (C, H, W), for modules with convolutions: a small one becomes dense layers, see
+        :func:`certbound.io.graph_to_network.dense_network`.
 
     The upper end is at most what :func:`lipschitz_sdp` gives, and often far above the lower one where many patterns are
     left: the search is exponential at worst. The stats say how it ended: ``gap closed``; ``time limit``, ``node
@@ -512,7 +516,7 @@ def lipschitz_bracket(
     (1.0, 1.0, 'gap closed')
     """
     begin = time.perf_counter()
-    net, p = as_network(network), parse_norm(norm)
+    (net, assumes), p = dense_model(network, input_shape), parse_norm(norm)
     chosen = parse_outputs(outputs, net.n_outputs)
     if not tolerance > 0.0:
         raise InputError("tolerance", got=repr(tolerance), needed="a number > 0", fix="1e-3 is the default")
@@ -528,7 +532,7 @@ def lipschitz_bracket(
 
     def bracket(upper: Bound, low: Bound, status: Status, *stats: tuple[str, float | str]) -> Bracket:
         every = (*stats, ("SDP bound", relaxed.value))
-        return Bracket(low, upper, status, time.perf_counter() - begin, every)
+        return Bracket(assuming(low, assumes), assuming(upper, assumes), status, time.perf_counter() - begin, every)
 
     if relaxed.value == 0.0:
         return bracket(relaxed.bound, lower, Status.OK, ("ended", "gap closed"))

@@ -17,6 +17,7 @@ from certbound.arrays import F64, digest
 from certbound.bound import Bound, Claim, Result, compose, multiply_up
 from certbound.certificate import Saveable, Stored, finish, take
 from certbound.errors import CertificateError, NumericalError
+from certbound.graph import Graph, read_model
 from certbound.network import Network, as_network
 from certbound.norms.bounds import matrix_norm_bound
 from certbound.norms.dense import check_rigor, induced_norm, row_dual_norms
@@ -278,11 +279,21 @@ def read_norms(stored: Stored, name: str) -> tuple[float, ...]:
     return tuple(values)
 
 
-def lipschitz_product(network: object, norm: object = 2, *, rigor: Rigor | str | None = None) -> Result:
+def lipschitz_product(
+    network: object,
+    norm: object = 2,
+    *,
+    rigor: Rigor | str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    tier: str = "fast",
+) -> Result:
     """Upper bound of the Lipschitz constant from ``‖·‖_p`` to ``‖·‖_p``: the product of layer norms.
 
-    ``network``: nn.Module, Network, or list of weight matrices (bias-free ReLU net). Biases do not matter. A residual
-    sum adds its two branches' constants; an activation counts with its largest slope.
+    ``network``: nn.Module, Network, Graph, or list of weight matrices (bias-free ReLU net). Biases do not matter. A
+    residual sum adds its two branches' constants; an activation counts with its largest slope. Of convolutional nets
+    and other graphs see :func:`certbound.lipschitz.graph_product.graph_product`: always rigorous.
+    ``input_shape``: of one sample, (C, H, W), for modules with convolutions: their constants depend on it.
+    ``tier``: ``fast`` or ``tight``, of the convolutions' norms (:func:`certbound.norms.operator.operator_norm_upper`).
     ``rigor``: ``rigorous`` (every rounding enclosed, that of folded normalisation too; with a certificate),
     ``numerical`` (LAPACK's norms), or None: rigorous unless the processor is set to flush subnormal numbers.
     Raises InputError / UnsupportedLayerError for what is no such network.
@@ -293,10 +304,14 @@ def lipschitz_product(network: object, norm: object = 2, *, rigor: Rigor | str |
     (6.0, 'rigorous', True)
     """
     start = time.perf_counter()
-    net, p = as_network(network), parse_norm(norm)
+    net, p = read_model(network, input_shape=input_shape), parse_norm(norm)
     word = best_rigor() if rigor is None else check_rigor(rigor)
-    if not net.is_relu_chain:
-        # residual sums and other activations: a module above this one, which it uses
+    if isinstance(net, Graph):
+        # graphs and residual sums: modules above this one, which they use
+        from certbound.lipschitz.graph_product import graph_product
+
+        bound = graph_product(net, p, tier=tier)
+    elif not net.is_relu_chain:
         from certbound.lipschitz.layer_product import layer_product
 
         bound = layer_product(net, p)

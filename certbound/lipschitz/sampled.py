@@ -29,10 +29,13 @@ from certbound import text
 from certbound.arrays import F64, frozen, power_of_two_scale
 from certbound.bound import Bound, Claim, Result, vacuous_bound
 from certbound.certificate import Saveable, Stored, finish, take, take_array
-from certbound.errors import CertificateError, InputError, NumericalError
+from certbound.errors import CertificateError, InputError, NumericalError, UnsupportedLayerError
+from certbound.graph import Graph, read_model
+from certbound.io.graph_to_network import dense_model
+from certbound.lipschitz.graph_sampled import graph_sampled
 from certbound.lipschitz.jacobian import float_norm_below, norm_below
 from certbound.lipschitz.product import Outputs, output_row
-from certbound.lipschitz.sdp import parse_outputs
+from certbound.lipschitz.sdp import assuming, parse_outputs
 from certbound.network import Ball, Network, as_network
 from certbound.rounding import check_arithmetic
 from certbound.types import GLOBAL, Quantity, Rigor, Sense, Status, parse_norm
@@ -655,7 +658,7 @@ def _check_count(name: str, value: object, least: int) -> int:
     return int(value)
 
 
-def _check_region(region: object, network: Network) -> Ball | None:
+def _check_region(region: object, network: Network | Graph) -> Ball | None:
     if region is None:
         return None
     if not isinstance(region, Ball) or region.center.size != network.n_inputs:
@@ -663,6 +666,20 @@ def _check_region(region: object, network: Network) -> Ball | None:
         needed = f"None or a Ball with a center of {network.n_inputs} numbers"
         raise InputError("region", got=what, needed=needed, fix="Ball(center, radius, norm)")
     return region
+
+
+def _read(network: object, input_shape: tuple[int, ...] | None) -> tuple[Network, tuple[str, ...]] | Graph:
+    """A chain of ReLU layers with what is assumed of it; the graph itself where it is none."""
+    given = network
+    if input_shape is not None and not isinstance(network, Graph):
+        given = read_model(network, input_shape=input_shape)
+    if not isinstance(given, Graph):
+        return dense_model(given)
+    try:
+        net, assumes = dense_model(given)
+    except UnsupportedLayerError:
+        return given
+    return (net, assumes) if net.is_relu_chain else given
 
 
 def lipschitz_sampled(
@@ -675,12 +692,13 @@ def lipschitz_sampled(
     ascent_steps: int = 30,
     seed: int = 0,
     device: object = None,
+    input_shape: tuple[int, ...] | None = None,
 ) -> Result:
     """LOWER bound of the Lipschitz constant: the largest ``‖J(x)‖_p`` found at smooth points x.
 
     Parameters
     ----------
-    network : nn.Module, Network, or list of weight matrices (bias-free ReLU net).
+    network : nn.Module, Network, small Graph, or list of weight matrices (bias-free ReLU net).
     norm : 2 (ℓ2 → ℓ2) or ∞ (∞ → ∞: the largest ℓ1 norm of a row).
     outputs : None, an output index, or a pair ``(j, y)`` for ``f_j − f_y``.
     region : None (all inputs), or a Ball: the constant of f on it.
@@ -688,6 +706,9 @@ def lipschitz_sampled(
     ascent_steps : rounds of local search, each across every activation boundary of the best points' regions.
     seed : of a generator of its own: the same seed, the same answer.
     device : reserved; None or "cpu".
+    input_shape : of one sample, (C, H, W), for modules with convolutions. A small chain of ReLUs becomes dense layers
+        (:func:`certbound.io.graph_to_network.dense_network`); of other graphs difference quotients are taken, without a
+        certificate (:mod:`certbound.lipschitz.graph_sampled`: *numerical*, ``ascent_steps`` does not apply).
 
     The point is in ``certificate`` (:class:`SmoothPoint`), whose ``verify(network)`` evaluates it anew, every rounding
     enclosed; the bound is *rigorous* unless the weights were folded with rounding (then an assumption says so).
@@ -703,7 +724,12 @@ def lipschitz_sampled(
     1.0
     """
     start = time.perf_counter()
-    net, p = as_network(network), parse_norm(norm)
+    p, model = parse_norm(norm), _read(network, input_shape)
+    if isinstance(model, Graph):
+        ball, chosen = _check_region(region, model), parse_outputs(outputs, model.n_outputs)
+        count = _check_count("n_samples", n_samples, 1)
+        return graph_sampled(model, p, chosen, region=ball, n_samples=count, seed=_check_count("seed", seed, 0))
+    net, assumes = model
     chosen = parse_outputs(outputs, net.n_outputs)
     ball = _check_region(region, net)
     n, steps = _check_count("n_samples", n_samples, 1), _check_count("ascent_steps", ascent_steps, 0)
@@ -723,5 +749,5 @@ def lipschitz_sampled(
         return Result(nothing, Status.FAILED, seconds=time.perf_counter() - start, stats=stats)
     point = tuple(Fraction(float(v)) for v in found.x)
     witness = SmoothPoint.proving(net, point, p, chosen, found.value, region=ball)
-    bound = replace(witness.bound, method=method)
+    bound = assuming(replace(witness.bound, method=method), assumes)
     return Result(bound, Status.OK, witness, time.perf_counter() - start, stats)

@@ -17,6 +17,7 @@ import numpy as np
 
 from certbound.bound import Bound, Claim, Result
 from certbound.errors import InputError, NumericalError
+from certbound.io.graph_to_network import dense_model
 from certbound.lipschitz import sdp_chain, sdp_cvxpy
 from certbound.lipschitz.first_order import FULL_LIMIT
 from certbound.lipschitz.layer_product import layer_product
@@ -24,7 +25,7 @@ from certbound.lipschitz.path_norms import path_bound
 from certbound.lipschitz.product import Outputs
 from certbound.lipschitz.sdp_system import SystemRequest, numerical_value, system_bound
 from certbound.lipschitz.system import activation_widths
-from certbound.network import Ball, Network, Residual, as_network
+from certbound.network import Ball, Network, Residual
 from certbound.progress import steps_bar
 from certbound.rounding import check_arithmetic
 from certbound.types import Quantity, Rigor, Sense, Status, parse_norm
@@ -265,6 +266,7 @@ def lipschitz_sdp(
     method: Method = "auto",
     device: object = None,
     progress: bool = False,
+    input_shape: tuple[int, ...] | None = None,
 ) -> Result | tuple[Result, ...]:
     """Upper bound of the Lipschitz constant by the LipSDP-neuron relaxation; never above the product of norms.
 
@@ -273,8 +275,8 @@ def lipschitz_sdp(
 
     Parameters
     ----------
-    network : nn.Module, Network, or list of weight matrices (bias-free ReLU net). Residual sums, leaky ReLU, tanh,
-        sigmoid, GELU and SiLU are read by their true slopes; any other layer is refused by name.
+    network : nn.Module, Network, small Graph, or list of weight matrices (bias-free ReLU net). Residual sums, leaky
+        ReLU, tanh, sigmoid, GELU and SiLU are read by their true slopes; any other layer is refused by name.
     norm : 2 (ℓ2 → ℓ2) or ∞. For ∞, ``outputs=None`` bounds ∞ → ∞ (the largest over outputs).
     outputs : None, an output index, a pair ``(j, y)`` for the margin ``f_j − f_y``, or ``"margins"``: a tuple of
         Results, one for each pair j < y.
@@ -291,6 +293,8 @@ def lipschitz_sdp(
     time_limit : seconds for each result; on time-out the best bound so far, with status TIME_LIMIT.
     device : of the first-order solver, as torch names it (``"cpu"``, ``"cuda"``).
     progress : a bar on stderr.
+    input_shape : of one sample, (C, H, W), for modules with convolutions: a small one becomes dense layers, see
+        :func:`certbound.io.graph_to_network.dense_network`.
 
     Raises
     ------
@@ -304,7 +308,7 @@ def lipschitz_sdp(
     >>> lipschitz_sdp([[[1.0], [-1.0]], [[1.0, 1.0]]], region=inside).value.__round__(9)
     1.0
     """
-    net, p = as_network(network), parse_norm(norm)
+    (net, assumes), p = dense_model(network, input_shape), parse_norm(norm)
     ball = _parse_region(region, net)
     if method not in get_args(Method):
         raise InputError("method", got=repr(method), needed=f"one of {get_args(Method)}", fix="'auto' chooses by size")
@@ -324,8 +328,14 @@ def lipschitz_sdp(
                 needed="at least two outputs",
                 fix="pass outputs=0",
             )
-        return _margins(net, p, pairs, request)
-    return _one(net, p, parse_outputs(outputs, net.n_outputs), request)
+        return tuple(replace(r, bound=assuming(r.bound, assumes)) for r in _margins(net, p, pairs, request))
+    result = _one(net, p, parse_outputs(outputs, net.n_outputs), request)
+    return replace(result, bound=assuming(result.bound, assumes))
+
+
+def assuming(bound: Bound, assumes: tuple[str, ...]) -> Bound:
+    """The bound with what its claim takes for granted about the model that it was read from."""
+    return replace(bound, assumptions=(*bound.assumptions, *assumes)) if assumes else bound
 
 
 def _margins(net: Network, norm: float, pairs: list[tuple[int, int]], request: _Request) -> tuple[Result, ...]:
@@ -338,4 +348,4 @@ def _margins(net: Network, norm: float, pairs: list[tuple[int, int]], request: _
     return tuple(results)
 
 
-__all__ = ["AUTO_SECONDS", "Method", "lipschitz_sdp", "parse_outputs"]
+__all__ = ["AUTO_SECONDS", "Method", "assuming", "lipschitz_sdp", "parse_outputs"]

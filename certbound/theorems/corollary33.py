@@ -9,6 +9,7 @@ Source: Barsbey et al., ICLR 2026, Corollary 3.3.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -19,11 +20,15 @@ import numpy as np
 from certbound import text
 from certbound.arrays import F64, as_float64, as_labels, frozen
 from certbound.bound import Bound, Claim
-from certbound.errors import InputError
-from certbound.network import Network, as_network
-from certbound.robustness import Samples, certify_by_constants, head_constants
+from certbound.errors import InputError, UnsupportedLayerError
+from certbound.graph import Graph
+from certbound.network import Network, ReLU
+from certbound.ops import Pointwise
+from certbound.robustness import Samples, certify_by_constants, head_constants, read_network
 from certbound.theorems.theorem32 import encoder_bounds
 from certbound.types import SCHEMA_VERSION, Quantity, Sense, norm_name, parse_delta, parse_norm
+
+logger = logging.getLogger(__name__)
 
 _SOURCE = "Barsbey et al., ICLR 2026, Corollary 3.3"
 _MAX_PATTERNS = 2**12  # a fraction of a second a pair; larger pairs get certified upper bounds
@@ -68,15 +73,47 @@ class Corollary33Report:
         }
 
 
-def classifier(model: object, x: F64) -> Network:
-    """Read a classifier: the last layer must be affine (its outputs are logits)."""
-    network = as_network(model, input_shape=tuple(x.shape[1:]) if x.ndim > 2 else None)
-    if network.chain.final_relu:
+def classifier(model: object, x: F64) -> Network | Graph:
+    """Read a classifier for samples of this shape: its outputs are logits.
+
+    A Graph that is small enough to be a Network of dense layers becomes one, for which there are more methods
+    (:func:`certbound.io.graph_to_network.dense_network`); what is no Network stays a Graph.
+
+    Raises
+    ------
+    InputError : no model, or a ReLU network whose last layer is no affine one.
+    """
+    network = read_network(model, x)
+    if isinstance(network, Graph):
+        from certbound.io.graph_to_network import dense_network
+
+        try:
+            network = dense_network(network)
+        except UnsupportedLayerError as error:
+            logger.info("no Network of dense layers: %s", error)
+    if (network.chain.final_relu if isinstance(network, Network) and network.is_relu_chain else _ends_in_relu(network)):
         raise InputError(
             "model",
             got="a network that ends in a ReLU",
             needed="logits: an affine last layer",
             fix="drop the last ReLU",
+        )
+    return network
+
+
+def _ends_in_relu(network: Network | Graph) -> bool:
+    last = network.nodes[-1].op if isinstance(network, Graph) else network.layers[-1]
+    return isinstance(last, ReLU) or (isinstance(last, Pointwise) and last.kind == "relu")
+
+
+def check_chain(network: Network | Graph, what: str) -> Network:
+    """The network, refused with the reason where ``what`` is not proved for it."""
+    if not isinstance(network, Network) or not network.is_relu_chain:
+        raise UnsupportedLayerError(
+            "model",
+            got="a network with convolutions that are no small matrices, residual sums, or other activations",
+            needed=f"a chain of fully connected layers and ReLU: {what} is proved for those",
+            fix="compare bounds such a network by what holds for it; layer_report shows Theorem 3.1 layer by layer",
         )
     return network
 
@@ -88,13 +125,15 @@ def check_corollary33(
 
     Parameters
     ----------
-    model : nn.Module, Network or list of weights; the last affine map is the head C, the rest the encoder Φ.
+    model : nn.Module, Network, small Graph or list of weights; the last affine map is the head C, the rest the
+        encoder Φ.
     x : (samples, …) in [0, 1]. y : class indices; one logit: 0/1, read as −1/+1.
     delta : radius in the units of x. norm : 2 or ∞.
 
     Raises
     ------
     InputError : bad arrays, labels, delta, norm, or a model that ends in a ReLU.
+    UnsupportedLayerError : a model that is no chain of dense layers and ReLU.
     MissingDependencyError : no torch or no AutoPGD to measure the gap with.
 
     Source: Barsbey et al., ICLR 2026, Corollary 3.3.
@@ -102,7 +141,7 @@ def check_corollary33(
     from certbound.attacks.apgd import attack
 
     samples_x = as_float64(x, "x")
-    network = classifier(model, samples_x)
+    network = check_chain(classifier(model, samples_x), "Corollary 3.3 with Theorem 3.2")
     flat = network.flat_inputs(samples_x)
     n_classes = max(2, network.n_outputs)
     labels = as_labels(y, len(flat), n_classes)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from experiments.data.arrays import load
+from experiments.data.arrays import STREAMS, load
 from experiments.data.clip import Clip, clip_model
 from experiments.data.images import Images
-from experiments.data.streams import image_dataset, labelled_subset
+from experiments.data.streams import image_dataset, image_subset, labelled_subset
 
 NAMES: Final[tuple[str, ...]] = (
     "digits", "mnist5k", "mnist", "cifar10", "cifar100", "svhn", "imagenet", "flickr30k",
 )  # fmt: skip
 """All data sets: the first two come inside packages, the others from a local folder; the last two are streams."""
 
-__all__ = ["NAMES", "Clip", "Images", "clip_model", "image_dataset", "labelled_subset", "load"]
+__all__ = [
+    "NAMES", "STREAMS", "Clip", "Images", "clip_model", "image_dataset", "image_subset", "labelled_subset", "load",
+]  # fmt: skip

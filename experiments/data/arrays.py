@@ -31,7 +31,8 @@ I64 = npt.NDArray[np.int64]
 Raw = tuple[U8, I64]  # images of shape (samples, C·H·W), labels
 Part = Literal["train", "test"]
 
-_STREAMS: Final = ("imagenet", "flickr30k")
+STREAMS: Final = ("imagenet", "flickr30k")
+"""Too large for arrays: see :mod:`experiments.data.streams`."""
 
 
 def load(name: str, *, seed: int, root: Root = None) -> Images:
@@ -56,7 +57,7 @@ def load(name: str, *, seed: int, root: Root = None) -> Images:
     MissingDependencyError : the package that holds or reads the data is not installed.
     """
     known = {"digits", "mnist5k", *_LOCAL}
-    if name in _STREAMS:
+    if name in STREAMS:
         raise InputError(
             "name", got=repr(name), needed=f"a data set that fits into memory; {name} is a stream of images",
             fix=f"call image_dataset({name!r}, root, train=…)",

@@ -1,4 +1,4 @@
-"""ImageNet and Flickr30k from local files, one image at a time, as torch data sets."""
+"""ImageNet and Flickr30k from local files, one image at a time, as torch data sets; some of ImageNet as arrays."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from certbound.demo.data import F32
 from certbound.errors import InputError
 from certbound.io.to_torch import import_torch
+from experiments.data.images import Images
 from experiments.data.local import Root, damaged, folder, import_datasets, missing
 
 if TYPE_CHECKING:
@@ -152,3 +154,70 @@ def labelled_subset(dataset: Any, n: int, seed: int) -> Subset[Any]:
         turn[members] = np.arange(len(members))
     chosen = order[np.argsort(turn, kind="stable")][:n]
     return torch.utils.data.Subset(dataset, chosen.tolist())
+
+
+def image_subset(
+    name: str, root: Root, *, seed: int, n_train: int | None, n_test: int | None,
+    classes: tuple[int, ...] | None = None,
+) -> Images:  # fmt: skip
+    """Some images of ImageNet as arrays: 224×224, the shorter side scaled to that (bicubic) and the middle cut out.
+
+    The classes as equal in number as the data allow, see :func:`labelled_subset`; ``seed`` draws and orders them. Every
+    number is a pixel divided by 255: 600 kB an image.
+
+    Parameters
+    ----------
+    n_train, n_test : samples of ``train`` and of ``val``. classes : only these, relabelled 0, 1, …; None for all 1,000.
+
+    Raises
+    ------
+    InputError : another data set, no numbers of samples, fewer than the 1,000 class folders (labels would mean other
+        classes), a class that there is none, more samples than there are.
+    """
+    if name != "imagenet" or n_train is None or n_test is None:
+        raise InputError(
+            "data", got=f"{name!r} with n_train={n_train} and n_test={n_test}", needed="'imagenet' with both numbers",
+            fix="all of it does not fit into memory: say how many",
+        )  # fmt: skip
+    x_train, y_train, kept = _chosen(root, True, n_train, seed, classes)
+    x_test, y_test, _ = _chosen(root, False, n_test, seed, classes)
+    return Images(x_train, y_train, x_test, y_test, (3, SIDE, SIDE), name, kept)
+
+
+SIDE: Final = 224
+"""Pixels of an image of ``image_subset``."""
+
+_CLASSES: Final = 1000
+
+
+def _chosen(
+    root: Root, train: bool, n: int, seed: int, classes: tuple[int, ...] | None
+) -> tuple[F32, Any, tuple[int, ...]]:
+    from torchvision import transforms
+
+    cut = transforms.Compose(
+        [transforms.Resize(SIDE, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(SIDE)]
+    )
+    dataset: Any = image_dataset("imagenet", root, train=train, transform=cut)
+    if len(dataset.classes) != _CLASSES:
+        raise InputError(
+            "root", got=f"{len(dataset.classes)} class folders", needed=f"all {_CLASSES} of ImageNet",
+            fix="complete train and val: the place of a folder is the label",
+        )  # fmt: skip
+    kept = tuple(range(_CLASSES)) if classes is None else classes
+    wrong = [c for c in kept if c not in range(_CLASSES)]
+    if wrong:
+        raise InputError("classes", got=str(wrong), needed=f"0…{_CLASSES - 1}", fix="leave them out")
+    place = {c: i for i, c in enumerate(kept)}
+    torch = import_torch("subsets of data sets")
+    mine = np.flatnonzero(np.isin(dataset.targets, kept))
+    part = torch.utils.data.Subset(dataset, mine.tolist())
+    part.targets = [dataset.targets[i] for i in mine]
+    subset = labelled_subset(part, n, seed)
+    x = np.empty((n, 3 * SIDE * SIDE), dtype=np.float32)
+    y = np.empty(n, dtype=np.int64)
+    for row, i in enumerate(np.random.default_rng(seed).permutation(n)):
+        image, label = subset[int(i)]
+        x[row] = np.asarray(image, dtype=np.float32).transpose(2, 0, 1).reshape(-1) / 255.0
+        y[row] = place[label]
+    return x, y, kept

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
-from experiments.config import Config, Kind, Measure, Training, Transform
+from experiments.config import Architecture, ArchitectureKind, Config, Kind, Measure, Training, Transform
 from experiments.study import Point
 
 PAPER_MEASURE: Final = Measure(
@@ -28,6 +28,34 @@ MNIST: Final = Config(
 _PAPER_TRAINING: Final = Training(epochs=100, lr=0.01, batch_size=128)
 PAPER_MNIST: Final = Config(data="mnist", hidden=(2000,) * 4, training=_PAPER_TRAINING, measure=PAPER_MEASURE)
 PAPER_CIFAR: Final = replace(PAPER_MNIST, data="cifar10")
+
+CONVOLUTIONAL: Final = Measure(
+    deltas_2=(0.25, 0.5, 2.0), deltas_inf=(0.02, 0.05, 0.2), n_attack=120, steps=40, n_bounds=10,
+    methods=("product", "IBP", "CROWN"),
+)  # fmt: skip
+"""Small convolutional networks on digits: as many attacks as dense ones get would take a minute a model.
+
+Theorems 3.1 and 3.2 are of chains of dense layers and have no row; LipSDP of a network of some thousand neurons takes
+longer than training, and ``compare`` would cut it off by the clock.
+"""
+TRANSFORMERS: Final = replace(
+    CONVOLUTIONAL, deltas_2=(0.1, 0.2, 1.0), deltas_inf=(0.015, 0.03, 0.1), headline_2=0.2, headline_inf=0.03,
+    methods=(),
+)  # fmt: skip
+"""Small transformers on digits: at the radii of the others next to nothing survives.
+
+No bounds: dot-product attention has no Lipschitz constant, and ``compare`` refuses its product and LayerNorm's root.
+"""
+PAPER_NETWORKS: Final = replace(PAPER_MEASURE, methods=())
+"""The attacks of the paper on its own architectures; bounds of such networks take longer than training."""
+
+
+def architecture(
+    kind: ArchitectureKind, data: str, training: Training, measure: Measure, **settings: Any
+) -> Config:  # fmt: skip
+    """A network of ``experiments.architectures``; ``settings`` of :class:`Architecture`."""
+    return Config(data=data, training=training, measure=measure, architecture=Architecture(kind, **settings))
+
 
 SHORT: Final = "dense, fewer epochs"
 """Control arm: underfitted dense networks, to compare with at equal accuracy or loss."""
@@ -85,6 +113,7 @@ def changed(base: Config, kind: Kind, amounts: Iterable[float], arm: str) -> tup
 
 
 __all__ = [
-    "DIGITS", "MNIST", "NARROW", "PAPER_CIFAR", "PAPER_MNIST", "SHORT", "TUNED", "changed", "digits_or", "narrow",
-    "short_training", "tuned", "with_penalty",
+    "CONVOLUTIONAL", "DIGITS", "MNIST", "NARROW", "PAPER_CIFAR", "PAPER_MNIST", "PAPER_NETWORKS", "SHORT",
+    "TRANSFORMERS", "TUNED", "architecture", "changed", "digits_or", "narrow", "short_training", "tuned",
+    "with_penalty",
 ]  # fmt: skip
