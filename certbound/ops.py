@@ -544,7 +544,9 @@ class MaxPool(Op):
         out = _pooled(self, shapes[0], self.spans(self.kernel), self.stride, self.padding)
         axes = zip(shapes[0][2:], out[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
         for n, m, k, step, (low, _), d in axes:
-            if not all(any(0 <= i * step - low + j * d < n for j in range(k)) for i in range(m)):
+            starts = np.arange(m) * step - low
+            first = np.maximum(0, -(starts // d))  # the first tap at or behind the beginning
+            if not np.all((first < k) & (starts + first * d < n)):
                 raise _misfit(self, f"an axis of {n} with padding {low}", "windows that reach the value itself")
         return out
 

@@ -361,8 +361,8 @@ def test_gate_baseline(files, capsys):
 @pytest.mark.parametrize(
     ("factory", "words"),
     [
-        ("smooth", ["ELU", "chain of"]),
-        ("convolutional", ["Conv2d"]),
+        ("smooth", ["ELU", "aten.elu", "gelu"]),
+        ("convolutional", ["(1, 1, 1, 3)", "Kernel size"]),
         ("ends_in_relu", ["ReLU", "logits"]),
         ("nothing", ["no function 'nothing'", "make"]),
     ],

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import certbound
+from certbound.graph import Graph, Node
+from certbound.ops import Conv, Input, MaxPool
 from certbound.types import Rigor
 
 ROOT = Path(__file__).parents[1]
@@ -29,9 +31,25 @@ def test_assumptions_are_guarded():
     assert len(NAMED) >= 12
     model = TEXT.split("## The floating-point model")[1].split("## ")[0]
     points = re.split(r"\n\d\. ", model)[1:]
-    assert len(points) == 6
+    assert len(points) == 7
     # what Python documents of itself needs no test of ours; every other assumption names one
-    assert all("test_" in p for p in points[:5])
+    assert all("test_" in p for p in points[:6])
+
+
+def test_what_is_called_rigorous_of_graphs_is():
+    claimed = TEXT.split("**Rigorous today:**")[1].split("**Numerical:**")[0]
+    conv = Conv(np.random.default_rng(0).standard_normal((2, 1, 3, 3)), padding=((1, 1), (1, 1)))
+    for side in ("upper", "lower"):
+        assert f"operator_norm_{side}" in claimed
+        bound = getattr(certbound, f"operator_norm_{side}")(conv, input_shape=(1, 4, 4))
+        assert bound.rigor is Rigor.RIGOROUS
+        assert bound.certificate.verify(conv)
+    graph = Graph((Node(Input((1, 1, 4, 4))), Node(conv, (0,)), Node(MaxPool((2, 2), (2, 2), ()), (1,))))
+    product = certbound.lipschitz_product(graph)
+    assert product.bound.rigor is Rigor.RIGOROUS and product.certificate.verify(graph)
+    local = certbound.lipschitz_local(graph, certbound.Ball(np.zeros(16), 0.1, 2))
+    assert local.bound.rigor is Rigor.RIGOROUS and local.certificate is None
+    assert "of graphs" in claimed and "`lipschitz_local` (without a certificate)" in claimed
 
 
 def test_what_is_called_rigorous_is():
