@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from experiments import results
-from experiments.rules import At, Change, Correlation
+from experiments.rules import At, Change, Correlation, MatchedChange
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -52,3 +52,8 @@ def test_what_the_readme_says_of_the_studies_comes_from_their_rows():
     for gap in ("attack_2", "gap_normalised_2"):
         found = Correlation("bound_2/printed", gap, ("low rank",)).estimate(rows["e07"])
         assert f"{found.value:.2f} with" in text
+    folded = Change("folded_compressibility_rows", At("row sparsity", "last"), At("row sparsity", "first"))
+    assert words(folded.estimate(rows["e05"])) in text
+    matched = MatchedChange("ra_inf", "sa", At("row sparsity", "last"), "dense, fewer epochs")
+    assert words(matched.estimate(rows["e05"]), -1) in text
+    assert f"{len({row.key for study in rows.values() for row in study})} models" in text
