@@ -172,6 +172,15 @@ class Graph:
                 needed=f"(samples, …) with {self.n_inputs} numbers per sample ({self.input_shape}) and at least one",
                 fix="add a batch axis with x[None]" if array.size == self.n_inputs else "check the model's input size",
             )
+        # images (H, W, C) for a graph of (C, H, W) have as many numbers, in another order; axes of 1 do not matter
+        axes, own = (tuple(n for n in shape if n != 1) for shape in (array.shape[1:], self.input_shape))
+        if len(axes) > 1 and len(own) > 1 and axes != own:
+            raise InputError(
+                name,
+                got=f"samples of shape {array.shape[1:]}",
+                needed=f"{self.input_shape}, or flat ones",
+                fix="move the axes, x.transpose(0, 3, 1, 2) for images with their channels last",
+            )
         return array.reshape(array.shape[0], -1)
 
     def constant_nodes(self) -> frozenset[int]:

@@ -310,8 +310,8 @@ $ certbound layers --model net.py:make --input-shape 3,224,224 --said random --p
 * *operator / kernel norm*: of convolutions, the upper bound of the true operator norm over the norm of the kernel
   reshaped to `out x (in · kernel)`, which the paper's statistics use. The kernel matrix bounds nothing of the layer.
 * *Theorem 3.1 / norm*: the derived bound at k = 1 on the guaranteed reading (matrix or operator), over the norm.
-* *alignment*: pairs Linear, ReLU, Linear directly in a row, where theory defines it, up to 2^30 multiplications (the two
-  of VGG16 are larger).
+* *alignment*: pairs Linear, ReLU, Linear directly in a row, where theory defines it, up to 2^30 multiplications (the
+  two of VGG16 are larger).
 * *network*: product of the layers' norms through the graph (`graph_product`), every rounding enclosed. Residual nets at
   random initialisation have huge products: a bound, and vacuous.
 

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 
 from certbound import ops
 from certbound.errors import InputError, MissingDependencyError, UnsupportedLayerError
-from certbound.io import exported
+from certbound.io import exported_ops
 from certbound.io.exported import from_module
 from tests.module_state import assert_untouched, state
 
@@ -718,16 +718,16 @@ def test_half_precision_that_cannot_be_copied_is_compared_up_to_its_rounding(dty
 
 def test_a_wrong_translation_is_noticed(monkeypatch):
     """A bug of our own: relu read as tanh, a factor forgotten."""
-    monkeypatch.setitem(exported._METHODS, "relu", exported._pointwise("tanh"))
+    monkeypatch.setitem(exported_ops.METHODS, "relu", exported_ops._pointwise("tanh"))
     wrong = "other values than the imported graph"
     refused(nn.Sequential(nn.Linear(8, 3), nn.ReLU()), wrong, shape=(8,), error=InputError)
-    monkeypatch.setitem(exported._METHODS, "mul", lambda t, c: c["self"].index)
+    monkeypatch.setitem(exported_ops.METHODS, "mul", lambda t, c: c["self"].index)
     refused(Call(lambda x: x * 1.00001), wrong, shape=(8,), error=InputError)
     silent = nn.Sequential(nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 2))
     for parameter in silent[2].parameters():
         nn.init.zeros_(parameter)
     refused(silent, "1 (ReLU)", wrong, shape=(8,), error=InputError)
-    monkeypatch.setitem(exported._METHODS, "mean", lambda t, c: t.add(c, ops.Mean((1,), True), c["self"].index))
+    monkeypatch.setitem(exported_ops.METHODS, "mean", lambda t, c: t.add(c, ops.Mean((1,), True), c["self"].index))
     refused(Call(lambda x: x.mean(1)), "where (1, 1)", shape=(8,))
 
 

@@ -176,7 +176,9 @@ class _Lowering:
         old = self.shape(value)
 
         def along(array: F64 | None) -> F64 | None:
-            return array if array is None or array.size == 1 else op.apply(np.broadcast_to(array, old))
+            if array is None or array.size == 1:  # without axes: the new value may have fewer than the old one
+                return None if array is None else array.reshape(())
+            return op.apply(np.broadcast_to(array, old))
 
         if value.node is None:
             return _Value(None, None, op.apply(self.shift_of(value)))

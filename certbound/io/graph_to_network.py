@@ -85,7 +85,12 @@ def dense_network(graph: Graph, *, limit: int = 4_000_000) -> Network:
     [[2.0, 0.0, 0.0], [1.0, 2.0, 0.0], [0.0, 1.0, 2.0]]
     """
     lowering = _Lowering(graph, limit)
-    layers = lowering.between(0, len(graph.nodes) - 1, top=True)
+    last = len(graph.nodes) - 1
+    if last in graph.constant_nodes():
+        lowering.spend(graph.nodes[last], graph.n_outputs, graph.n_inputs)
+        zero = np.zeros((graph.n_outputs, graph.n_inputs))
+        return Network((Affine(zero, lowering.value(last).reshape(-1).copy()),))
+    layers = lowering.between(0, last, top=True)
     if not any(isinstance(layer, Affine) for layer in layers):
         # a Network knows its width from its first matrix
         layers.append(Affine(lowering.identity(graph.nodes[-1], graph.n_outputs)))
@@ -180,7 +185,7 @@ class _Lowering:
         for k, (j, at) in enumerate(zip(node.inputs, rows, strict=True)):
             negative = isinstance(node.op, Add) and node.op.subtracts and k == 1
             if j in self._constants:
-                value = self._value(j).reshape(-1)
+                value = self.value(j).reshape(-1)
                 constant[slice(None) if at is None else at] += -value if negative else value
                 continue
             branch = self.between(dominator, j, top=False)
@@ -206,12 +211,12 @@ class _Lowering:
         indices[rows] = np.arange(len(rows))
         self._selected(layers, node, indices, len(rows), 0.0)
 
-    def _value(self, node: int) -> F64:
+    def value(self, node: int) -> F64:
         """Of a constant node."""
         op = self._graph.nodes[node].op
         if isinstance(op, Constant):
             return op.value
-        return op.apply(*(self._value(j) for j in self._graph.nodes[node].inputs))
+        return op.apply(*(self.value(j) for j in self._graph.nodes[node].inputs))
 
     # ------------------------------------------------------------ one value
 
@@ -228,8 +233,8 @@ class _Lowering:
         elif isinstance(op, Clip):
             self._clipped(layers, node, n)
         elif isinstance(op, BatchNorm):
-            zero = np.zeros((1, *shape[1:]))
-            scale = np.broadcast_to(op.scale.reshape((-1, *(1,) * (len(shape) - 2))), shape[1:])
+            zero = np.zeros(shape)
+            scale = np.broadcast_to(op.scale.reshape((-1, *(1,) * (len(shape) - 2))), shape)
             self._diagonal(layers, node, scale.reshape(-1), op.apply(zero).reshape(-1))
         elif isinstance(op, Scale):
             factor = np.broadcast_to(op.factor, shape).reshape(-1)
@@ -245,16 +250,16 @@ class _Lowering:
                 self._diagonal(layers, node, None, offset)
         elif isinstance(op, Linear):
             tokens = n // op.weight.shape[1]
-            self._spend(node, m, n)
+            self.spend(node, m, n)
             bias = None if op.bias is None else np.tile(op.bias, tokens)
             layers.append(Affine(np.asarray(np.kron(np.eye(tokens), op.weight), dtype=np.float64), bias))
         elif isinstance(op, Conv):
             self._convolved(layers, node, op, shape)
         elif isinstance(op, (AvgPool, AdaptiveAvgPool)):
-            self._spend(node, m, n)
+            self.spend(node, m, n)
             layers.append(Affine(_materialised(op, shape)))
         elif isinstance(op, Mean):
-            self._spend(node, m, n)
+            self.spend(node, m, n)
             axes = tuple(a % len(shape) for a in op.axes)
             last = tuple(range(len(shape) - len(axes), len(shape)))
             groups = np.moveaxis(_numbers(shape), axes, last).reshape(m, n // m).astype(np.int64)
@@ -275,8 +280,8 @@ class _Lowering:
             self._selected(layers, node, moved.reshape(-1).astype(np.int64), math.prod(shape), 0.0)
             op, shape = replace(op, padding=((0, 0),) * len(op.kernel), padding_mode="zeros"), tuple(moved.shape)
         out = op.output_shape(shape)
-        self._spend(node, math.prod(out), math.prod(shape))
-        bias = None if op.bias is None else np.repeat(op.bias, math.prod(out[2:]))
+        self.spend(node, math.prod(out), math.prod(shape))
+        bias = None if op.bias is None else np.tile(np.repeat(op.bias, math.prod(out[2:])), out[0])
         layers.append(Affine(_materialised(replace(op, bias=None), shape), bias))
 
     def _clipped(self, layers: list[Layer], node: Node, n: int) -> None:
@@ -291,7 +296,7 @@ class _Lowering:
         elif math.isinf(op.low):
             layers += [Affine(-one, np.full(n, op.high)), ReLU(), Affine(-self.identity(node, n), np.full(n, op.high))]
         else:
-            self._spend(node, n, 2 * n)
+            self.spend(node, n, 2 * n)
             bends = np.concatenate([np.full(n, -op.low), np.full(n, -op.high)])
             layers += [Affine(np.vstack([one, one]), bends), ReLU(), Affine(np.hstack([one, -one]), np.full(n, op.low))]
 
@@ -302,7 +307,7 @@ class _Lowering:
         if not isinstance(last, Affine):
             layers.append(Affine(self.identity(node, n) if scale is None else np.diag(scale), shift))
             if scale is not None:
-                self._spend(node, n, n)
+                self.spend(node, n, n)
             return
         weight: F64 = last.weight if scale is None else scale[:, None] * last.weight
         bias = last.bias if last.bias is None or scale is None else scale * last.bias
@@ -320,12 +325,12 @@ class _Lowering:
         offset = np.where(outside, value, 0.0)
         last = layers[-1] if layers else None
         if isinstance(last, Affine):
-            self._spend(node, len(indices), last.weight.shape[1])
+            self.spend(node, len(indices), last.weight.shape[1])
             weight = np.where(outside[:, None], 0.0, last.weight[indices])
             bias = offset if last.bias is None else np.where(outside, value, last.bias[indices])
             layers[-1] = Affine(weight, bias if bias.any() else None)
             return
-        self._spend(node, len(indices), n)
+        self.spend(node, len(indices), n)
         matrix = np.zeros((len(indices), n))
         inside = np.flatnonzero(~outside)
         matrix[inside, indices[inside]] = 1.0
@@ -333,10 +338,11 @@ class _Lowering:
 
     def identity(self, node: Node, n: int) -> F64:
         """An identity matrix, counted."""
-        self._spend(node, n, n)
+        self.spend(node, n, n)
         return np.eye(n)
 
-    def _spend(self, node: Node, rows: int, columns: int) -> None:
+    def spend(self, node: Node, rows: int, columns: int) -> None:
+        """Count the entries of one more matrix."""
         self._used += rows * columns
         if self._used > self._limit:
             raise UnsupportedLayerError(

@@ -176,6 +176,8 @@ def _failed(node: OnnxNode, argument: str, got: str) -> InputError:
 def _error(a: Array, b: Array) -> float:
     """Largest difference of the numbers that are finite in both; ∞ where one is NaN alone."""
     x, y = a.astype(np.float64), b.astype(np.float64)
+    if not np.array_equal(np.isnan(x), np.isnan(y)):
+        return math.inf
     finite = np.isfinite(x) & np.isfinite(y)
     return float(np.max(np.abs(x - y), where=finite, initial=0.0))
 

@@ -462,8 +462,9 @@ def _clip(node: OnnxNode) -> Result:
             found = node.number(name, default)
         if found is None:
             node.refuse(f"several numbers as {name}", "one", "write it again")
-        big = abs(found) >= float(np.finfo(np.float32).max)  # how older exporters write that there is no end
-        ends.append(math.copysign(math.inf, found) if big else found)
+        outward = -found if name == "min" else found
+        open_ = outward >= float(np.finfo(np.float32).max)  # how older exporters write that there is no end
+        ends.append(default if open_ else found)
     return node.value(0) if ends == [-math.inf, math.inf] else node.add(_clip_op(*ends), node.value(0))
 
 

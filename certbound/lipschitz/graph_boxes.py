@@ -79,8 +79,9 @@ class Box:
 
     @classmethod
     def around(cls, x: F64, radius: float | F64) -> Box:
-        """``x ± radius``, rounded outward; NaN becomes unknown."""
+        """``x ± radius``, rounded outward; an x that is not finite (a sum that overflowed on its way) is unknown."""
         with np.errstate(invalid="ignore", over="ignore"):
+            x = np.where(np.isfinite(x), x, math.nan)
             return cls.known(lower_end(x - radius), upper_end(x + radius))
 
     @classmethod
@@ -197,7 +198,8 @@ def batch_norm_box(op: BatchNorm, box: Box) -> Box:
     factors = batch_norm_factors(op)
     mean = op.mean.reshape(axes)
     low, high = lower_end(box.low - mean), upper_end(box.high - mean)
-    sign = np.where(op.scale < 0.0, -1.0, 1.0)
+    # the weight's: the scale may underflow to 0
+    sign = np.where((op.scale if op.weight is None else op.weight) < 0.0, -1.0, 1.0)
     scale = Box(np.where(sign < 0.0, -factors.high, factors.low), np.where(sign < 0.0, -factors.low, factors.high))
     scale = Box(scale.low.reshape(axes), scale.high.reshape(axes))
     out = products(Box(low, high), scale)
@@ -300,10 +302,20 @@ def row_sizes(rows: Box, distance: float = 0.0) -> tuple[F64, F64]:
     center, reach = rows.halves()
     n = center.shape[1]
     g = 4.0 * gamma(n + 8)
-    size, off = np.sqrt(np.square(center).sum(axis=1)), np.sqrt(np.square(reach).sum(axis=1))
-    off = (off + distance) * (1.0 + g) + n * 2.0**-500
-    low = np.maximum(size * (1.0 - g) - off * (1.0 + g), 0.0)
-    return np.where(np.isnan(low), 0.0, low), upper_end(size * (1.0 + g) + off * (1.0 + g))
+    with np.errstate(over="ignore"):
+        size, off = _lengths(center), _lengths(reach)
+        off = (off + distance) * (1.0 + g) + n * 2.0**-500
+        low = np.maximum(np.minimum(size, np.finfo(np.float64).max) * (1.0 - g) - off * (1.0 + g), 0.0)
+        return low, upper_end(size * (1.0 + g) + off * (1.0 + g))
+
+
+def _lengths(rows: F64) -> F64:
+    """ℓ2 norms of rows, by about γ; squares of large entries do not overflow, as a lower bound could not tell."""
+    top = np.abs(rows).max(axis=1)
+    usual = (top > 0.0) & np.isfinite(top)
+    scale = np.where(usual, np.ldexp(1.0, np.frexp(np.where(usual, top, 1.0))[1] - 1), 1.0)
+    length: F64 = np.sqrt(np.square(rows / scale[:, None]).sum(axis=1)) * scale
+    return length
 
 
 def _layer_norm(op: LayerNorm, box: Box) -> Box:

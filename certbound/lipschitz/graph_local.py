@@ -133,6 +133,7 @@ class _Walk:
         center = values_of(node.op, [k.center for k in inputs])
         if i in self.rule.reader.constants:
             self._known[i] = _Known(center, center)
+            self.last = None
             return
         ball = values_of(node.op, [k.ball for k in inputs])
         self._gain(i, node, inputs)

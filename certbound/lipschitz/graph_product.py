@@ -95,6 +95,10 @@ Ask = Callable[[Piece], float]
 Plan = tuple[tuple[int, ...], Callable[[], float]]
 """The nodes whose constants are needed first, and what makes a constant of them."""
 _METHODS = ("", "torus", "cholesky", "rows")
+TERMS = 64
+"""Sums of more terms are not merged: x + x, doubled forty times, has 2⁴⁰."""
+DEPTH = 100
+"""How many sums, activations and moves one output goes back through; from there on its whole value counts."""
 
 
 def times(a: float, b: float) -> float:
@@ -228,6 +232,8 @@ class Reader:
             if isinstance(op, Add):
                 a, b = self.nodes[k].inputs
                 left += [(negative != op.subtracts, b), (negative, a)]
+                if len(left) + len(terms) > TERMS:
+                    return None
             elif k not in self.constants:
                 terms.append((negative, k))
         branches: list[tuple[int, Branch]] = []
@@ -325,6 +331,7 @@ class Rule:
         self._ask = ask
         self._known: dict[int, float] = {0: 1.0}
         self._plans: dict[int, Plan] = {}
+        self._chosen: dict[tuple[int, int | tuple[int, int]], float] = {}
 
     def bound(self, outputs: Outputs) -> float:
         """Bound of the constant of the outputs named."""
@@ -476,35 +483,43 @@ class Rule:
             return 1.0
         return 2.0 if math.isinf(self.norm) else sqrt_up(2.0)
 
-    def _both(self, i: int, outputs: tuple[int, int]) -> float:
-        return plus(self._selected(i, outputs[0]), self._selected(i, outputs[1]))
+    def _both(self, i: int, outputs: tuple[int, int], depth: int) -> float:
+        return plus(self._selected(i, outputs[0], depth), self._selected(i, outputs[1], depth))
 
-    def _selected(self, i: int, outputs: int | tuple[int, int]) -> float:
-        """Bound of the constant of ``v_j`` or ``v_j − v_y`` of the flat value of node i."""
+    def _selected(self, i: int, outputs: int | tuple[int, int], depth: int = 0) -> float:
+        """Bound of the constant of ``v_j`` or ``v_j − v_y`` of the flat value of node i; each is found once."""
+        key = (i, outputs)
+        if key not in self._chosen:
+            self._chosen[key] = self._chosen_value(i, outputs, depth + 1)
+        return self._chosen[key]
+
+    def _chosen_value(self, i: int, outputs: int | tuple[int, int], depth: int) -> float:
         reader = self.reader
         if i in reader.constants:
             return 0.0
+        if depth > DEPTH:
+            return times(self.constant(i), self._unit(outputs))
         op = reader.nodes[i].op
         if isinstance(op, MOVING):
-            return self._moved(i, outputs)
+            return self._moved(i, outputs, depth)
         rows = self._rows(i, outputs)
         if rows is not None:
             run, piece = rows
             self.constant(run.source)
             return times(self._before(run), self._ask(piece))
         if isinstance(op, Shift):
-            return self._selected(reader.nodes[i].inputs[0], outputs)
+            return self._selected(reader.nodes[i].inputs[0], outputs, depth)
         if isinstance(op, Add):
             if reader.linear_sum(i) is None:
-                return plus(*(self._selected(j, outputs) for j in reader.nodes[i].inputs))
+                return plus(*(self._selected(j, outputs, depth) for j in reader.nodes[i].inputs))
         elif isinstance(op, (Pointwise, Clip)) and isinstance(outputs, tuple):
             # a difference of outputs is none of pre-activations
-            return min(times(self.constant(i), self._unit(outputs)), self._both(i, outputs))
+            return min(times(self.constant(i), self._unit(outputs)), self._both(i, outputs, depth))
         elif isinstance(op, (Pointwise, Clip)):
-            return times(self._selected(reader.nodes[i].inputs[0], outputs), self.gain(i))
+            return times(self._selected(reader.nodes[i].inputs[0], outputs, depth), self.gain(i))
         return times(self.constant(i), self._unit(outputs))
 
-    def _moved(self, i: int, outputs: int | tuple[int, int]) -> float:
+    def _moved(self, i: int, outputs: int | tuple[int, int], depth: int) -> float:
         """Back to the value that the entry is taken from."""
         origins = self.reader.origins(i).reshape(-1)
         pair = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -512,10 +527,10 @@ class Rule:
         if len(places) == 2 and places[0][0] == places[1][0]:
             if places[0] == places[1]:
                 return 0.0
-            return self._selected(places[0][0], (places[0][1], places[1][1]))
+            return self._selected(places[0][0], (places[0][1], places[1][1]), depth)
         total = 0.0
         for node, j in places:
-            total = plus(total, self._selected(node, j))
+            total = plus(total, self._selected(node, j, depth))
         return total
 
     def _rows(self, i: int, outputs: int | tuple[int, int]) -> tuple[LinearRun, MatrixPiece] | None:
@@ -532,11 +547,13 @@ class Rule:
                 return None
             weight = piece.conv.weight.reshape(shape[1], -1)
             error = None if piece.error is None else piece.error.reshape(shape[1], -1)
-            where = [divmod(j, math.prod(shape[2:])) for j in pair]
+            places = [divmod(j, math.prod(shape[2:])) for j in pair]
+            # a value may hold several images: (image, channel) and the position
+            where = [(row % shape[1], (row // shape[1], at)) for row, at in places]
         else:
             assert isinstance(piece, MatrixPiece)
             weight, error = piece.weight, piece.error
-            where = [divmod(j, shape[-1])[::-1] for j in pair]
+            where = [(j % shape[-1], (j // shape[-1], 0)) for j in pair]
         if len(where) == 1:
             k = [where[0][0]]
             return run, MatrixPiece(weight[k], None if error is None else error[k])

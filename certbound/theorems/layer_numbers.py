@@ -357,7 +357,8 @@ def one_sided_spectral(norm_upper: float, size: int, frobenius: float, fourth: f
         return Numbers("spectral", 1, 0.0, 0.0, True, 0.0, 0.0, 0.0, 0.0, vacuous=False)
     moment = (norm_upper * frobenius) ** 2
     moment = moment if fourth is None else min(moment, fourth)
-    kept = min(1.0, norm_upper / (frobenius**3 / math.sqrt(moment)))
+    # the product first: an infinite norm or moment gives 1
+    kept = min(1.0, norm_upper * math.sqrt(moment) / frobenius**3)
     bound = kept * math.sqrt(size) * frobenius
     sharp = _sharp(1, kept, 0.0, size, "kth") * frobenius
     lower = frobenius / math.sqrt(size)

@@ -299,7 +299,9 @@ def _row(norms: GraphNorms, index: int, parameters: tuple[str, ...], settings: S
     """The row of a Linear or a Conv."""
     start, graph = time.perf_counter(), norms.graph
     node = graph.nodes[index]
-    inputs = graph.shapes[node.inputs[0]][1:]
+    shape = graph.shapes[node.inputs[0]]
+    # a Linear takes a vector, or several, as they come: (4,) or (8, 4)
+    inputs = shape[1:] if isinstance(node.op, Conv) or (shape[0] == 1 and len(shape) > 1) else shape
     name = node.name or (parameters[0] if parameters else f"nodes[{index}]")
     if isinstance(node.op, Conv):
         run = norms.joined(index)
