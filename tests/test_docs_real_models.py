@@ -29,7 +29,7 @@ def stored(name):
     return json.loads((DOCS / "layers" / name).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(("page", "numbers", "write"), docs.PAGES, ids=lambda v: str(v))
+@pytest.mark.parametrize(("page", "numbers", "write"), docs.PAGES, ids=lambda v: getattr(v, "__name__", v))
 def test_pages_are_what_the_numbers_render_to(page, numbers, write):
     assert (DOCS / page).read_text(encoding="utf-8") == write(stored(numbers))
 
