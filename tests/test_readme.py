@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import json
+import math
 import re
 from pathlib import Path
 
@@ -57,3 +59,15 @@ def test_what_the_readme_says_of_the_studies_comes_from_their_rows():
     matched = MatchedChange("ra_inf", "sa", At("row sparsity", "last"), "dense, fewer epochs")
     assert words(matched.estimate(rows["e05"]), -1) in text
     assert f"{len({row.key for study in rows.values() for row in study})} models" in text
+
+
+def test_what_the_readme_says_of_a_trained_resnet_comes_from_the_stored_numbers():
+    text = README.read_text(encoding="utf-8").split("## Real architectures", 1)[1].split("\n## ", 1)[0]
+    stored = json.loads((README.parent / "docs" / "layers" / "cifar.json").read_text(encoding="utf-8"))
+    factors = [row["factor_2"] for row in stored["rows"] if row["shape"][-2:] == [3, 3]]
+    assert f"{min(factors):.1f} to {max(factors):.1f} times" in text
+    assert f"at most\n  {math.ceil(1000 * stored['gap_max']) / 10} % above" in text
+    worst = max(row["tight gap %"] for row in stored["tight"])
+    assert f"within {math.ceil(10 * worst) / 10} % on every layer" in text
+    assert f"{sum(row['fast s'] for row in stored['tight']):.1f} s for its {stored['conv']} convolutions" in text
+    assert f"{stored['network']['2']['bound']:.0e}".replace("e+", "e") + " in ℓ2" in text
