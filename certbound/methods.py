@@ -17,12 +17,13 @@ from typing import Literal, cast
 import numpy as np
 
 from certbound.arrays import F64, I64
-from certbound.bound import Bound
+from certbound.bound import Bound, Result
 from certbound.errors import UnsupportedLayerError
 from certbound.lipschitz.graph_margin_constants import product_constants
 from certbound.lipschitz.margin_constants import margin_constants
 from certbound.lipschitz.patterns import pattern_maximum
 from certbound.lipschitz.sdp_cvxpy import CLARABEL_LIMIT, SCS_LIMIT, lmi_size
+from certbound.lipschitz.system import activation_widths
 from certbound.losses import class_head
 from certbound.network import Network
 from certbound.robustness import (
@@ -41,8 +42,10 @@ MAX_PATTERNS = 2**10
 """Patterns enumerated per pair of layers inside ``compare``: a fraction of a second."""
 PATTERN_NEURONS = 12
 """Hidden neurons up to which ``compare`` enumerates all patterns, for every margin."""
-SDP_SECONDS = 10.0
-"""Seconds that ``compare`` gives LipSDP for each margin of a Network that is no plain chain, at effort 1."""
+LIPSDP_WORK = 4e11
+"""Operations that the SDP of a Network that is no plain chain may spend on solving, at effort 1: some ten seconds."""
+_SOLVES, _PROOF = 160.0, 20.0
+"""Operations, in units of (rows of the LMI)³, of solving one margin, and of the closed form of one with its proof."""
 
 Kind = Literal["lipschitz", "margins", "attack"]
 
@@ -187,33 +190,62 @@ def _closed(problem: Problem, method: Literal["closed-form", "sdp"]) -> Constant
     samples = problem.samples
     assert isinstance(samples.network, Network)
     if not is_chain(samples.network):
-        return _lipsdp(problem, samples.network, "closed-form" if method == "closed-form" else "auto")
+        return _lipsdp(problem, samples.network, solve=method == "sdp")
     left = problem.seconds_left() if method == "sdp" else None
     values, status = margin_constants(samples.network, samples.norm, method, left, problem.effort)
     return Constants(values, status)
 
 
-def _lipsdp(problem: Problem, network: Network, method: Literal["closed-form", "auto"]) -> Constants:
+def _lipsdp(problem: Problem, network: Network, *, solve: bool) -> Constants:
+    """The closed form of every margin; with ``solve`` the largest ones again, by the barrier.
+
+    How many is a count of operations, as for chains: equal calls give equal numbers on every machine.
+    """
     from certbound.lipschitz.sdp import lipschitz_sdp
 
-    n = network.n_outputs
-    limit = None if method == "closed-form" else SDP_SECONDS * problem.effort
-    left = problem.seconds_left()
-    if left is not None and limit is not None:
-        limit = min(limit, left)
-    if limit is not None and limit <= 0.0:
-        method, limit = "closed-form", None
-    found = lipschitz_sdp(
-        network, problem.samples.norm, outputs="margins" if n > 1 else 0, method=method, time_limit=limit
-    )
-    results = found if isinstance(found, tuple) else (found,)
-    pairs = [(j, y) for y in range(n) for j in range(y)] if n > 1 else [(0, 1)]
-    values = np.zeros((max(n, 2),) * 2)
+    norm, n = problem.samples.norm, network.n_outputs
+    pairs = [(j, y) for y in range(n) for j in range(y)]
+    asked: list[int | tuple[int, int]] = [*pairs] if n > 1 else [0]
+
+    def asked_for(
+        outputs: int | tuple[int, int], method: Literal["closed-form", "barrier"], left: float | None
+    ) -> Result:
+        found = lipschitz_sdp(network, norm, outputs=outputs, method=method, time_limit=left)
+        assert isinstance(found, Result)  # a tuple of them for all margins only
+        return found
+
+    values = np.array([asked_for(o, "closed-form", None).value for o in asked])
     status = Status.OK
-    for (j, y), result in zip(pairs, results, strict=True):
-        values[j, y] = values[y, j] = result.value
-        status = status if result.status is Status.OK else result.status
-    return Constants(values, status)
+    if solve:
+        count = max(1, int(problem.effort * LIPSDP_WORK / (_SOLVES * _rows(network) ** 3)))
+        for i in np.argsort(-values, kind="stable")[:count]:
+            left = problem.seconds_left()
+            if left is not None and left <= 0.0:
+                status = Status.TIME_LIMIT
+                break
+            found = asked_for(asked[i], "barrier", left)
+            values[i] = min(values[i], found.value)
+            status = status if found.status is Status.OK else found.status
+    constants = np.zeros((max(n, 2),) * 2)
+    for (j, y), value in zip(pairs or [(0, 1)], values, strict=True):
+        constants[j, y] = constants[y, j] = value
+    return Constants(constants, status)
+
+
+def _rows(network: Network) -> int:
+    """Rows of the LMI: inputs and neurons."""
+    return network.n_inputs + sum(activation_widths(network))
+
+
+def _lipsdp_too_large(problem: Problem) -> str | None:
+    """Of a network that is no chain each margin is proved for itself."""
+    network = problem.samples.network
+    if is_chain(network) or not isinstance(network, Network):
+        return None
+    pairs, rows = max(1, math.comb(network.n_outputs, 2)), _rows(network)
+    if pairs * _PROOF * rows**3 <= 5.0 * LIPSDP_WORK:
+        return None
+    return f"an LMI of {rows} rows for each of {pairs} margins takes hours; lipschitz_sdp takes one of them"
 
 
 def _recursion(problem: Problem) -> Constants:
@@ -357,6 +389,7 @@ METHODS: dict[str, Method] = {
             "LipSDP-neuron, closed-form feasible point",
             constants=_recursion,
             unsupported=_no_network,
+            too_large=_lipsdp_too_large,
         ),
         Method(
             "sdp",
@@ -365,6 +398,7 @@ METHODS: dict[str, Method] = {
             "LipSDP-neuron by the barrier, proved; for many margins the multipliers of the largest",
             constants=_sdp,
             unsupported=_no_network,
+            too_large=_lipsdp_too_large,
         ),
         Method(
             "sdp-cvxpy",

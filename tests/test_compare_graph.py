@@ -31,6 +31,7 @@ from certbound.graph_margins import (
 from certbound.io.graph_to_network import dense_network
 from certbound.lipschitz.graph_margin_constants import product_constants
 from certbound.lipschitz.layer_product import layer_product
+from certbound.lipschitz.sdp import lipschitz_sdp
 from certbound.losses import margins_of
 from certbound.methods import METHODS
 from certbound.model_comparison import certified_radii, compare_models, difference, output_change_bounds
@@ -150,6 +151,41 @@ def test_residual_and_smooth_networks(norm):
         assert values == sorted(values)
         with pytest.raises(UnsupportedLayerError, match="chain of fully connected"):
             comparison.attribution("product")
+
+
+def test_how_many_margins_of_a_residual_network_are_solved_is_a_count(monkeypatch):
+    network = dense_network(models.resnet(width=2, side=4))
+    x, y = np.random.default_rng(0).random((3, network.n_inputs)), np.array([0, 1, 2])
+    solved = []
+
+    def counted(*arguments, method, **options):
+        solved.append((options["outputs"], method))
+        return lipschitz_sdp(*arguments, method=method, **options)
+
+    monkeypatch.setattr("certbound.lipschitz.sdp.lipschitz_sdp", counted)
+    found = {}
+    for effort in (0.0, 1e6):
+        solved.clear()
+        comparison = compare(network, x, y, delta=0.01, norm=2, methods=["recursion", "sdp"], effort=effort)
+        assert set(statuses(comparison).values()) == {Status.OK}
+        assert [m for _, m in solved].count("closed-form") == 2 * 3  # both rows
+        found[effort] = [outputs for outputs, method in solved if method == "barrier"]
+    closed = comparison.constants["recursion"]
+    largest = max(((j, i) for i in range(3) for j in range(i)), key=lambda pair: closed[pair])
+    assert found[0.0] == [largest]
+    assert sorted(found[1e6]) == [(0, 1), (0, 2), (1, 2)]
+    assert np.all(comparison.constants["sdp"] <= closed)
+
+
+def test_margins_that_would_take_hours_are_rows(monkeypatch):
+    monkeypatch.setattr("certbound.methods.LIPSDP_WORK", 1e3)
+    network = dense_network(models.resnet(width=2, side=4))
+    x, y = np.random.default_rng(0).random((3, network.n_inputs)), np.array([0, 1, 2])
+    comparison = compare(network, x, y, delta=0.01, norm=2, methods=["recursion", "sdp", "product"])
+    assert statuses(comparison) == {
+        "recursion": Status.TOO_LARGE, "sdp": Status.TOO_LARGE, "product": Status.OK,
+    }  # fmt: skip
+    assert "for each of 3 margins" in comparison.row("sdp").note
 
 
 def test_crown_that_would_take_too_long_is_a_row(monkeypatch):
