@@ -119,7 +119,7 @@ class Builder:
         rng, start = self.rng, self.last
         _, c, h, w = self.shape
         if kind == "conv":
-            self.conv(out=3, mode=str(rng.choice(["zeros", "circular", "replicate", "reflect"])))
+            self.conv(out=3, mode=str(rng.choice(["zeros", "circular", "replicate"] + ["reflect"] * (min(self.shape[2:]) > 3))))
         elif kind == "stride":
             self.conv(out=4, stride=2)
         elif kind == "group":
