@@ -119,7 +119,9 @@ class Builder:
         rng, start = self.rng, self.last
         _, c, h, w = self.shape
         if kind == "conv":
-            self.conv(out=3, mode=str(rng.choice(["zeros", "circular", "replicate"] + ["reflect"] * (min(self.shape[2:]) > 3))))
+            modes = ["zeros", "circular", "replicate", "reflect"]
+            # the image must be larger than what is mirrored
+            self.conv(out=3, mode=str(rng.choice(modes if min(h, w) > 3 else modes[:-1])))
         elif kind == "stride":
             self.conv(out=4, stride=2)
         elif kind == "group":

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
+from torchvision import transforms
 
 from certbound import ops
 from certbound.errors import InputError, MissingDependencyError, UnsupportedLayerError
@@ -737,3 +738,49 @@ def test_weights_that_overflow():
         for parameter in model.parameters():
             parameter.fill_(1e200)
     refused(model, "not finite", shape=(8,), error=InputError)
+
+
+# ---------------------------------------------------------------- normalisation of the input
+
+
+MOMENTS = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.25])
+
+
+class ReadAgain(nn.Module):
+    """What the normalisation gets is read once more, behind it."""
+
+    def __init__(self, normalise):
+        super().__init__()
+        self.normalise, self.conv = normalise, nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return (self.conv(self.normalise(x)) + x).flatten(1)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("given", [MOMENTS, ([0.5], [0.2])], ids=["per channel", "one number"])
+def test_torchvisions_normalize_in_a_convolutional_net(given, inplace):
+    normalise = transforms.Normalize(*given, inplace=inplace)
+    model = ReadAgain(normalise).eval()
+    graph = from_module(model, input_shape=(3, 6, 6))
+    assert {"normalise (Shift)", "normalise (Scale)"} <= {str(node) for node in graph.nodes}
+    assert "forward" not in vars(normalise)
+    x = torch.rand(3, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    expected = copy.deepcopy(model).double()(x.double()).detach().numpy()  # in place the sum reads what was overwritten
+    np.testing.assert_allclose(graph.forward(x.double().numpy()), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_normalize_with_an_std_of_zero_is_refused():
+    model = ReadAgain(transforms.Normalize([0.5], [0.0])).eval()
+    with pytest.raises(InputError, match=r"normalise \(Normalize\).*0 as a divisor"):
+        from_module(model, input_shape=(3, 6, 6))
+
+
+def test_a_subclass_of_normalize_is_run_as_it_is():
+    class Normalize(transforms.Normalize):
+        def forward(self, tensor):
+            return 2.0 * tensor
+
+    graph = from_module(ReadAgain(Normalize(*MOMENTS)).eval(), input_shape=(3, 6, 6))
+    factors = [node.op.factor for node in graph.nodes if node.op.kind == "Scale"]
+    assert len(factors) == 1 and np.all(factors[0] == 2.0)

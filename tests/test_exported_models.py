@@ -7,15 +7,15 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from certbound import ops
 from certbound.errors import UnsupportedLayerError
 from certbound.io.exported import from_module
-
-torchvision = pytest.importorskip("torchvision")
 
 
 def built(name, **given):
@@ -89,7 +89,6 @@ def test_swin_t():
 
 @pytest.mark.slow
 def test_clip_visual():
-    open_clip = pytest.importorskip("open_clip")
     torch.manual_seed(0)
     graph = check(open_clip.create_model("ViT-B-32", pretrained=None).visual.eval(), (3, 224, 224))
     assert kinds(graph)["Softmax"] == 12
@@ -98,7 +97,6 @@ def test_clip_visual():
 
 
 def test_clip_with_quick_gelu_has_no_product_of_values():
-    open_clip = pytest.importorskip("open_clip")
     from open_clip.transformer import QuickGELU, VisionTransformer
 
     assert open_clip

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import flint
 import numpy as np
 import pytest
+import torch
 from graph_cases import KINDS, Builder, jacobian, matrix_norm, quotient, random_graph, transformer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -211,7 +213,6 @@ def test_softmax_probabilities_and_constant():
 
 
 def test_exponentials_against_arb():
-    flint = pytest.importorskip("flint")
     t = np.concatenate([np.linspace(0, 5, 40), np.array([30.0, 300.0, 700.0, 800.0])])
     e = exponentials(Interval.of(t))
     for value, low, high in zip(t, e.low, e.high, strict=True):
@@ -256,7 +257,6 @@ def test_bad_arguments_are_refused():
 
 
 def test_a_network_of_weights_and_a_module_are_read():
-    torch = pytest.importorskip("torch")
     weights = [[[1.0], [-1.0]], [[1.0, 1.0]]]
     assert lipschitz_local(weights, Ball([3.0], 1.0, 2)).value == pytest.approx(1.0)
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 import torchvision
@@ -65,7 +66,6 @@ def swin():
 
 
 def clip():
-    open_clip = pytest.importorskip("open_clip")
     net = open_clip.transformer.VisionTransformer(
         image_size=16, patch_size=8, width=16, layers=2, heads=2, mlp_ratio=2.0, output_dim=6
     )

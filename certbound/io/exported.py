@@ -26,6 +26,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
+from functools import partial
 from typing import Any
 
 from certbound.errors import InputError, MissingDependencyError, UnsupportedLayerError
@@ -184,6 +185,33 @@ def device_of(module: nn.Module) -> torch.device:
     return next((t.device for t in _tensors(module)), torch.device("cpu"))
 
 
+@contextmanager
+def _normalised_without_a_branch(module: nn.Module) -> Iterator[None]:
+    """torchvision's Normalize asks whether an std is 0, a branch on values, which export refuses: not in here.
+
+    An std of 0 is refused all the same, as a divisor; and the check of the import runs the module as it is.
+    """
+    own = "torchvision.transforms.transforms"  # its class itself: a subclass may compute anything
+    found = [
+        m for m in module.modules()
+        if (type(m).__module__, type(m).__name__) == (own, "Normalize") and "forward" not in vars(m)
+    ]  # fmt: skip
+    for m in found:
+        m.forward = partial(_normalised, m)
+    try:
+        yield
+    finally:
+        for m in found:
+            del m.forward
+
+
+def _normalised(m: Any, x: torch.Tensor) -> torch.Tensor:
+    """``(x − mean)/std`` per channel, both rounded to the dtype of x, as torchvision does."""
+    mean, std = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (m.mean, m.std))
+    mean, std = (v.reshape(-1, 1, 1) if v.ndim == 1 else v for v in (mean, std))
+    return x.sub_(mean).div_(std) if m.inplace else (x - mean) / std
+
+
 def _export(module: nn.Module, shape: Shape) -> Any:
     """The module as a functional program for one sample."""
     export = getattr(getattr(torch, "export", None), "export", None)
@@ -191,7 +219,8 @@ def _export(module: nn.Module, shape: Shape) -> Any:
         raise MissingDependencyError("torch>=2.5", purpose=_PURPOSE, command="pip install -U 'torch>=2.5'")
     sample = torch.zeros((1, *shape), dtype=_float_dtype(module), device=device_of(module))
     try:
-        with redirect_stderr(io.StringIO()):  # where it prints the graph of what it cannot read
+        # stderr: where export prints the graph of what it cannot read
+        with redirect_stderr(io.StringIO()), _normalised_without_a_branch(module):
             return export(module, (sample,), strict=False).run_decompositions({})
     except Exception as error:  # forward is the user's code: it may raise anything
         reason = str(error).strip().splitlines()

@@ -41,6 +41,7 @@ from certbound.lipschitz.graph_tangents import Tangents, jacobian_norm, row_dist
 from certbound.lipschitz.product import Outputs
 from certbound.network import Ball
 from certbound.norms.blocks import layer_norm_constant, matrix_norm_up, softmax_local_constant
+from certbound.norms.conv_certificate import of_inputs
 from certbound.norms.verified import enclose_inf_norm
 from certbound.ops import LayerNorm, MatMul, Multiply, Permute, Pointwise, Reshape, Softmax
 from certbound.rounding import Interval, check_arithmetic, sqrt_up, up
@@ -297,7 +298,8 @@ def lipschitz_local(
         if jacobian < value:
             value, found = jacobian, "Jacobians on the ball, enclosed"
     claim = Claim(Quantity.LIPSCHITZ, p, p, str(region), which, graph.digest)
-    bound = Bound(value, claim, Sense.UPPER, Rigor.RIGOROUS, f"{METHOD}: {found}", SOURCE)
+    assumptions = (of_inputs(graph.input_shape),)
+    bound = Bound(value, claim, Sense.UPPER, Rigor.RIGOROUS, f"{METHOD}: {found}", SOURCE, assumptions)
     return Result(bound, Status.OK, seconds=time.perf_counter() - start)
 
 

@@ -55,6 +55,7 @@ from certbound.norms.blocks import (
     scale_factors,
     softmax_constant,
 )
+from certbound.norms.conv_certificate import of_inputs
 from certbound.ops import (
     AdaptiveAvgPool,
     Add,
@@ -600,7 +601,8 @@ class GraphProductCertificate(Saveable):
     def bound(self) -> Bound:
         """The claim, as a bound that carries this certificate."""
         claim = Claim(Quantity.LIPSCHITZ, self.norm, self.norm, outputs=self.outputs, subject=self.subject)
-        return Bound(self.value, claim, Sense.UPPER, Rigor.RIGOROUS, self.kind, SOURCE, certificate=self)
+        assumptions = (of_inputs(self.input_shape),)
+        return Bound(self.value, claim, Sense.UPPER, Rigor.RIGOROUS, self.kind, SOURCE, assumptions, certificate=self)
 
     def verify(self, network_or_weights: object) -> bool:
         """Prove the norms and combine them anew; CertificateError with the reason if the value is not proved.

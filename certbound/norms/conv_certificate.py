@@ -51,6 +51,15 @@ _METHODS = {
 }
 
 
+def of_inputs(shape: tuple[int, ...]) -> str:
+    """The assumption of every bound that depends on the size of its inputs: the digest says it, but to nobody's eye.
+
+    >>> of_inputs((3, 32, 32))
+    'inputs of shape (3, 32, 32)'
+    """
+    return f"inputs of shape {shape}"
+
+
 @dataclass(frozen=True, eq=False)
 class ConvNormCertificate(Saveable):
     """``value`` bounds the norm of the convolution ``subject`` on inputs of shape ``input_shape``, from ``sense``.
@@ -85,7 +94,7 @@ class ConvNormCertificate(Saveable):
         method, source = _METHODS[self.method]
         claim = Claim(Quantity.OPERATOR_NORM, self.norm, self.norm, subject=self.subject)
         return Bound(
-            self.value, claim, self.sense, Rigor.RIGOROUS, method, source,
+            self.value, claim, self.sense, Rigor.RIGOROUS, method, source, (of_inputs(self.input_shape),),
             parameters=self.parameters, certificate=self,
         )  # fmt: skip
 
