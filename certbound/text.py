@@ -33,32 +33,32 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.5g}"
 
 
-def at_most(value: float) -> str:
-    """``<=`` and five significant digits, rounded up: what is printed is a bound as well.
+def at_most(value: float, digits: int = 5) -> str:
+    """``<=`` and five (or so many) significant digits, rounded up: what is printed is a bound as well.
 
     >>> at_most(21.92927), at_most(0.5), at_most(math.inf)
     ('<= 21.93', '<= 0.5', '<= inf')
     """
-    return f"<= {_directed(value, ROUND_CEILING)}"
+    return f"<= {_directed(value, ROUND_CEILING, digits)}"
 
 
-def at_least(value: float) -> str:
-    """``>=`` and five significant digits, rounded down.
+def at_least(value: float, digits: int = 5) -> str:
+    """``>=`` and five (or so many) significant digits, rounded down.
 
-    >>> at_least(21.92927), at_least(-0.123456)
-    ('>= 21.929', '>= -0.12346')
+    >>> at_least(21.92927), at_least(-0.123456), at_least(21.92927, 2)
+    ('>= 21.929', '>= -0.12346', '>= 21')
     """
-    return f">= {_directed(value, ROUND_FLOOR)}"
+    return f">= {_directed(value, ROUND_FLOOR, digits)}"
 
 
-def _directed(value: float, rounding: str) -> str:
+def _directed(value: float, rounding: str, digits: int) -> str:
     if not math.isfinite(value):
         return number(value)
     # a context of our own: the thread's may be set otherwise
-    rounded = Context(prec=5, rounding=rounding, Emin=-9999, Emax=9999).create_decimal(Decimal(value))
-    # five digits survive a float and back, but for the very small and the very large
+    rounded = Context(prec=digits, rounding=rounding, Emin=-9999, Emax=9999).create_decimal(Decimal(value))
+    # few digits survive a float and back, but for the very small and the very large
     plain = rounded == 0 or Decimal("1e-300") < abs(rounded) < Decimal("1e300")
-    return f"{float(rounded):.5g}" if plain else str(rounded)
+    return f"{float(rounded):.{digits}g}" if plain else str(rounded)
 
 
 def json_number(value: float | None) -> float | str | None:

@@ -255,6 +255,16 @@ def g(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
+def rounded_up(value: float, digits: int = 3) -> str:
+    """An upper bound in few digits, rounded up."""
+    return text.at_most(value, digits)[3:]
+
+
+def rounded_down(value: float, digits: int = 3) -> str:
+    """A lower bound in few digits, rounded down."""
+    return text.at_least(value, digits)[3:]
+
+
 def epsilon(part: dict[str, Any]) -> str:
     """ε; what is only a lower bound of it is rounded down."""
     return g(part["epsilon"]) if part["exact"] else text.at_least(part["epsilon"])
@@ -335,7 +345,7 @@ The cost grows with the number of weights and, for convolutions, with the size o
 
 def _network(m: dict[str, Any], norm: str) -> str:
     bound = m["network"][norm]["bound"]
-    return "none (see below)" if bound is None else f"<= {g(bound)}"
+    return "none (see below)" if bound is None else text.at_most(bound, 3)
 
 
 def _reason_text(attention: Sequence[str], reasons: Sequence[str]) -> str:
@@ -354,8 +364,9 @@ def render_example(data: dict[str, Any]) -> str:
         [
             (
                 f"`{r['name']}`", "x".join(map(str, r["shape"])), "x".join(map(str, r["input"])), g(r["kernel_2"], 4),
-                g(r["norm_2"][0], 4), g(r["norm_2"][1], 4), g(r["factor_2"], 3),
-                "-" if r["with_batchnorm"] is None else g(r["with_batchnorm"][0], 4), g(r["norm_inf"], 4),
+                rounded_down(r["norm_2"][0], 4), rounded_up(r["norm_2"][1], 4), g(r["factor_2"], 3),
+                "-" if r["with_batchnorm"] is None else rounded_up(r["with_batchnorm"][0], 4),
+                rounded_up(r["norm_inf"], 4),
             )
             for r in rows
         ],
@@ -372,6 +383,7 @@ def render_example(data: dict[str, Any]) -> str:
     gap = widest["norm_2"][1] / widest["norm_2"][0] - 1
     convs = [r for r in rows if r["factor_2"] is not None]
     two = data["attacks"]["2"]
+    lipschitz = {norm: rounded_up(found["bound"]) for norm, found in data["network"].items()}
     below = sum(r["filters"]["spectral"]["bound"] < r["norm_2"][0] for r in convs)
     return f"""<!-- written by docs/real_models.py; do not edit -->
 # A trained ResNet-18, layer by layer
@@ -421,7 +433,7 @@ with >=, k = 1 and a lower bound of the tail ratio enters, which the theorem all
 
 APGD ({two['steps']} steps, cross-entropy) on the {two['samples']} CIFAR-10 images that foolbox ships. The product of
 norms through the graph (BatchNorm folded, residual blocks as `‖shortcut‖ + ‖F‖`) bounds the Lipschitz constant by
-{g(data['network']['2']['bound'])} (ℓ2) and {g(data['network']['inf']['bound'])} (ℓ∞), rounding included. The loss gap
+{lipschitz['2']} (ℓ2) and {lipschitz['inf']} (ℓ∞), rounding included. The loss gap
 that it allows is `δ √2 L` in ℓ2, `2 δ L` in ℓ∞ (a difference of two logits). **It is vacuous**: true, proved, and
 larger than what an attack finds by the factor in the last column. Norms of single layers cannot do better on a network
 of this depth; what they are for is comparing layers, and models before and after compression.
@@ -434,8 +446,9 @@ def _tight(layers: Sequence[dict[str, Any]]) -> str:
         return ""
     rows = [
         (
-            f"`{n['layer']}`", n["kernel"], g(n["lower"], 5), g(n["fast"], 5), f"{n['fast gap %']:.2f} %",
-            g(n["tight"], 5), f"{n['tight gap %']:.2f} %", n["method"], f"{n['fast s']:.1f}", f"{n['tight s']:.1f}",
+            f"`{n['layer']}`", n["kernel"], rounded_down(n["lower"], 5), rounded_up(n["fast"], 5),
+            f"{n['fast gap %']:.2f} %", rounded_up(n["tight"], 5), f"{n['tight gap %']:.2f} %", n["method"],
+            f"{n['fast s']:.1f}", f"{n['tight s']:.1f}",
         )
         for n in layers
     ]  # fmt: skip
@@ -461,8 +474,8 @@ def _theorem_lines(r: dict[str, Any]) -> list[tuple[str, ...]]:
         lines.append(
             (
                 "" if lines else f"`{r['name']}`", name, str(s["k"]), epsilon(s),
-                g(s["beta"]), g(s["bound"]), g(s["bound"] / two), g(s["sharp"]), str(n["k"]), g(n["epsilon"]),
-                g(n["beta"]), g(n["bound"]), g(n["bound"] / inf),
+                g(s["beta"]), rounded_up(s["bound"]), g(s["bound"] / two), rounded_up(s["sharp"]),
+                str(n["k"]), g(n["epsilon"]), g(n["beta"]), rounded_up(n["bound"]), g(n["bound"] / inf),
             )
         )  # fmt: skip
     return lines
@@ -473,8 +486,8 @@ def _attack_line(data: dict[str, Any], norm: str) -> tuple[str, ...]:
     product = allowed_gap(data["network"][norm]["bound"], found["delta"], norm)
     delta = "8/255" if norm == "inf" else g(found["delta"])
     return (
-        "ℓ∞" if norm == "inf" else "ℓ2", delta, f"{found['clean']:.0%}", f"{found['robust']:.0%}", g(found["gap"], 4),
-        f"<= {g(product)}", g(product / found["gap"], 2),
+        "ℓ∞" if norm == "inf" else "ℓ2", delta, f"{found['clean']:.0%}", f"{found['robust']:.0%}",
+        rounded_down(found["gap"], 4), text.at_most(product, 3), g(product / found["gap"], 2),
     )  # fmt: skip
 
 

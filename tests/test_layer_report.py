@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from cli_runs import run
 from torch import nn
 
 from certbound.activations import Activation
-from certbound.errors import InputError
+from certbound.errors import InputError, LadderError
 from certbound.graph import Graph, Node, as_graph
 from certbound.lipschitz.graph_product import graph_product
 from certbound.ops import Add, Conv, Input, Linear, Pointwise, Scale, Shift
@@ -347,3 +348,40 @@ def test_command_refuses(capsys, tmp_path):
     path.write_text(MODEL)
     code, _, err = run(capsys, "layers", "--model", f"{path}:make", "--input-shape", "1,4,4", "--tier", "quick")
     assert code == 2 and "tier" in err
+
+
+def test_printed_bounds_are_rounded_outward(report):
+    for row in report.operator_rows:
+        parts = [part for reading in row.readings for part in (reading.spectral, reading.neuron)]
+        for cells, part in zip(module._lines(row), parts, strict=True):
+            bound, sharp, _, lower, _, joined = cells[9:]
+            assert float(bound) >= part.bound and float(sharp) >= part.sharp and float(lower) <= part.lower
+            if joined != "-":
+                assert float(joined) >= row.with_batchnorm[0 if part.part == "spectral" else 1]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("bound", 0.99, "the sharp bound .* exceeds the bound"),
+        ("sharp", 0.5, "the norm .* exceeds the sharp bound"),
+        ("lower", 1.5, "the lower bound .* exceeds the norm"),
+    ],
+)
+@pytest.mark.parametrize("part", ["spectral", "neuron"])
+@pytest.mark.parametrize("reading", ["filters", "operator"])
+def test_a_broken_link_is_an_error(report, reading, part, field, value, words):
+    row = next(row for row in report.operator_rows if row.filters is not None)
+    module._check_ladder(row)
+    numbers = getattr(getattr(row, reading), part)
+    changed = replace(numbers, **{field: value * (numbers.sharp if field == "bound" else numbers.norm)})
+    broken = replace(row, **{reading: replace(getattr(row, reading), **{part: changed})})
+    with pytest.raises(LadderError, match=f"{reading}, {part}: {words}"):
+        module._check_ladder(broken)
+
+
+def test_the_ladder_of_every_row_is_checked(small, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "_check_ladder", lambda row: seen.append(row.name))
+    found = layer_report(small, input_shape=(2, 6, 6), network=False)
+    assert seen == [row.name for row in found.operator_rows]

@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 from certbound import text
 from certbound.arrays import is_torch
 from certbound.compressibility import Dispersion, check_dispersion
-from certbound.errors import InputError
+from certbound.errors import InputError, LadderError
 from certbound.graph import Graph, Node, as_graph
 from certbound.lipschitz.alignment import alignment_pair
 from certbound.norms.dense import check_rigor
@@ -194,11 +194,16 @@ def _lines(row: LayerRow) -> list[tuple[str, ...]]:
         for part in (reading.spectral, reading.neuron):
             epsilon = text.number(part.epsilon) if part.exact else text.at_least(part.epsilon)
             factor, joined = (None, None) if reading.name == "filters" else _extras(row, part)
-            values = (part.beta, part.bound, part.sharp, part.slack, part.lower, factor, joined)
             first = ("", "", "") if lines else head
-            cells = (name, part.part, _norm_of(reading, part), str(part.k), epsilon)
-            lines.append((*first, *cells, *(text.number(v) for v in values)))
+            cells = (name, part.part, _norm_of(reading, part), str(part.k), epsilon, text.number(part.beta))
+            bounds = (_above(part.bound), _above(part.sharp), text.number(part.slack), text.at_least(part.lower)[3:])
+            lines.append((*first, *cells, *bounds, text.number(factor), _above(joined)))
     return lines
+
+
+def _above(value: float | None) -> str:
+    """An upper bound, rounded up."""
+    return "-" if value is None else text.at_most(value)[3:]
 
 
 def _extras(row: LayerRow, part: Numbers) -> tuple[float | None, float | None]:
@@ -313,7 +318,27 @@ def _row(norms: GraphNorms, index: int, parameters: tuple[str, ...], settings: S
     else:
         row = linear_row(cast("Linear", node.op), parameters, name, inputs, settings)
         aligned = _aligned(graph, index)
+    _check_ladder(row)
     return replace(row, alignment=aligned, seconds=time.perf_counter() - start)
+
+
+_TOLERANCE = 1e-6
+"""Relative allowance of the ladder: singular values from Gram matrices, and sums of many of them."""
+
+
+def _check_ladder(row: LayerRow) -> None:
+    """In every reading ``lower <= norm <= sharp <= bound``; a norm known from both sides counts with its nearer end.
+
+    Raises LadderError: somebody's bound is wrong.
+    """
+    for reading in row.readings:
+        for part, (low, high) in ((reading.spectral, reading.norm_2), (reading.neuron, reading.norm_inf)):
+            pairs = (("lower bound", part.lower, "norm", high), ("norm", low, "sharp bound", part.sharp),
+                     ("sharp bound", part.sharp, "bound", part.bound))  # fmt: skip
+            for name, smaller, other, larger in pairs:
+                if not smaller <= larger * (1.0 + _TOLERANCE):
+                    where = f"{row.name}, {reading.name}, {part.part}"
+                    raise LadderError(f"{where}: the {name} {smaller!r} exceeds the {other} {larger!r}")
 
 
 def _aligned(graph: Graph, index: int) -> Alignment:
@@ -385,6 +410,7 @@ def layer_report(
     Raises
     ------
     InputError : unusable arguments. UnsupportedLayerError : a layer that certbound does not model, by its path.
+    LadderError : a number on the wrong side of another.
 
     >>> from certbound.activations import Activation
     >>> relu = Node(Pointwise(Activation("relu")), (1,))
